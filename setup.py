@@ -12,7 +12,6 @@ extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if 
 setup(
     license=cfg["license"],
     keywords=cfg["keywords"].split(),
-    python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={
