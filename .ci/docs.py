@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from html import escape
 from html.parser import HTMLParser
 from inspect import isclass, isfunction
 from pathlib import Path
@@ -54,6 +55,19 @@ def relinked(text: str, depth: int) -> str:
                   lambda m: f"]({nbpath2html(m[1]).as_posix()}{m[2] or ''})", text)
 
 
+def sized(notebook: dict) -> dict:
+    "Plots are stored with two pixels for each one that was asked for, so that they are sharp: show them at the size asked for"
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            asked = re.match(r"<Figure size (\d+)", "".join(data.get("text/plain", "")))
+            if "image/png" not in data or not asked: continue
+            alt = re.search(r'^#\| fig-alt: *"?(.*?)"?$', "".join(cell["source"]), flags=re.MULTILINE)
+            picture = "".join("".join(data["image/png"]).split())
+            output["data"] = {"text/html": f'<img src="data:image/png;base64,{picture}" width="{asked[1]}" alt="{escape(alt[1] if alt else "Figure")}">'}
+    return notebook
+
+
 def stage(into: Path) -> None:
     "Put what the renderer reads into the folder `into`: each notebook under the name of its page"
     from nbdev.config import nbpath2html
@@ -64,7 +78,7 @@ def stage(into: Path) -> None:
         text, page = relinked(path.read_text(encoding="utf-8"), len(path.relative_to(into).parts) - 1), nbpath2html(path).with_suffix(".ipynb")
         path.unlink()
         if page.exists(): raise SystemExit(f"two notebooks would become the page {page.relative_to(into)}")
-        page.write_text(text, encoding="utf-8")
+        page.write_text(json.dumps(sized(json.loads(text))), encoding="utf-8")
 
 
 def render(source: Path) -> list[str]:

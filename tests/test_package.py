@@ -1,4 +1,5 @@
 "What is installed: the wheel, and the files that describe the package."
+import ast
 import re
 import shutil
 import subprocess
@@ -6,6 +7,7 @@ import sys
 import tomllib
 from configparser import ConfigParser
 from email.parser import HeaderParser
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -86,3 +88,26 @@ def test_version_is_said_once(pyproject):
     assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE)[1] == version
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
     assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+def needed(names: set[str]) -> set[str]:
+    "Every distribution that installing `names` brings, extras left out"
+    done, todo = set(), {n.lower().replace("_", "-") for n in names}
+    while todo:
+        done.add(name := todo.pop())
+        try: lines = requires(name) or []
+        except PackageNotFoundError: continue
+        todo |= {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in lines if "extra ==" not in line} - done
+    return done
+
+
+def test_modules_import_only_what_is_installed_with_them(settings):
+    "Whoever installs without the dev extra can import every module"
+    here = needed({re.split(r"[<>=!]", line)[0] for line in settings["requirements"].split()})
+    from_distribution, missing = packages_distributions(), set()
+    for path in (ROOT / "gz_nbdev").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:  # imports inside functions may be optional
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"gz_nbdev"}:
+                if not {d.lower().replace("_", "-") for d in from_distribution.get(top, [])} & here: missing.add(f"{path.name}: {top}")
+    assert missing == set()
