@@ -6,7 +6,8 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/catalog.html.md"""
 
 # %% auto #0
 __all__ = ['ID_NAMES', 'FILE_NAMES', 'RA_NAMES', 'DEC_NAMES', 'FORMATS', 'GZ1_CLASSES', 'read_table', 'read_ring_catalog',
-           'read_hart16', 'read_kaggle', 'read_efigi', 'read_gz1', 'read_catalog']
+           'read_hart16', 'read_kaggle', 'read_efigi', 'read_gz1', 'read_catalog', 'Finding', 'Report', 'match_sky',
+           'match_ids', 'check_catalog', 'split_catalog']
 
 # %% ../nbs/05_catalog.ipynb #c03b7aa3
 import csv
@@ -393,3 +394,367 @@ def read_catalog(
     catalog = reader(table, root)
     catalog.attrs["root"] = None if root is None else str(root)
     return catalog
+
+# %% ../nbs/05_catalog.ipynb #75ca6f82
+_ICONS = {"error": "✗", "warning": "!", "ok": "✓"}
+_COLOURS = {"error": "#D55E00", "warning": "#E69F00", "ok": "#009E73"}
+
+@dataclass(frozen=True)
+class Finding:
+    "One thing that a check has to say"
+    severity: str           # 'error' (stop), 'warning' (look), 'ok' (said, and fine)
+    what: str               # what was found, where
+    count: int = 0          # how many rows; 0 where that has no meaning
+    examples: tuple = ()    # the first of them, as text
+    advice: str = ""        # what to do
+
+    def __post_init__(self):
+        if self.severity not in _ICONS:
+            raise InputError(f"severity {self.severity!r}: {near_names(self.severity, _ICONS)}")
+
+    def __str__(self):
+        shown = f": {', '.join(map(str, self.examples))}" if self.examples else ""
+        return f"{_ICONS[self.severity]} {self.what}{shown}" + (f"\n    {self.advice}" if self.advice else "")
+
+# %% ../nbs/05_catalog.ipynb #118c3143
+@dataclass(frozen=True)
+class Report:
+    "The findings of a check, worst first"
+    findings: tuple
+    title: str = "catalog"
+
+    def __post_init__(self):
+        object.__setattr__(self, "findings", tuple(sorted(self.findings, key=lambda f: list(_ICONS).index(f.severity))))
+
+    @property
+    def errors(self) -> list: return [f for f in self.findings if f.severity == "error"]
+
+    @property
+    def warnings(self) -> list: return [f for f in self.findings if f.severity == "warning"]
+
+    @property
+    def ok(self) -> bool: return not self.errors
+
+    @property
+    def summary(self) -> str:
+        found = [f"{len(group)} {name}{'s' * (len(group) != 1)}"
+                 for name, group in (("error", self.errors), ("warning", self.warnings)) if group]
+        return f"{self.title}: {' and '.join(found) or 'no fault found'}"
+
+# %% ../nbs/05_catalog.ipynb #89d745d6
+@patch
+def raise_errors(self: Report):   # the report itself, where there is no error
+    "One `InputError` that lists all errors; nothing where there are none"
+    if self.errors: raise InputError("\n".join([self.summary, *map(str, self.errors)]))
+    return self
+
+@patch
+def __str__(self: Report): return "\n".join([self.summary, *map(str, self.findings)])
+
+@patch
+def __repr__(self: Report): return str(self)
+
+@patch
+def _repr_html_(self: Report):
+    rows = []
+    for f in self.findings:
+        icon = f"<span style='color:{_COLOURS[f.severity]};font-weight:bold' title='{f.severity}'>{_ICONS[f.severity]}</span>"
+        shown = ", ".join(f"<code>{html.escape(str(example))}</code>" for example in f.examples)
+        cells = (icon, html.escape(f.what), f"{f.count:,}" if f.count else "", shown, html.escape(f.advice))
+        rows.append("".join(f"<td style='text-align:left;vertical-align:top'>{cell}</td>" for cell in cells))
+    heads = "".join(f"<th style='text-align:left'>{head}</th>" for head in ("", "found", "rows", "such as", "what to do"))
+    return (f"<table><caption style='text-align:left'><b>{html.escape(self.summary)}</b></caption><tr>{heads}</tr>"
+            + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>")
+
+# %% ../nbs/05_catalog.ipynb #bc8a132a
+def _shown(values, rows=None, most: int = 5) -> tuple:
+    "The first few of `values` as text, with their row where `rows` is given"
+    first = [str(value)[:80] for value in list(values[:most])]
+    return tuple(first) if rows is None else tuple(f"{v} (row {r})" for v, r in zip(first, rows[:most]))
+
+def _check_ids(catalog: pd.DataFrame) -> list:
+    "Blank, repeated, nearly repeated ids, and ids that were floats"
+    if "id_str" not in catalog:
+        return [Finding("error", "no column 'id_str'", advice=f"{near_names('id_str', catalog.columns)} read_catalog knows "
+                        "the usual names; else rename yours")]
+    if catalog.id_str.dtype.kind in "fiub":
+        return [Finding("error", f"ids are numbers ({catalog.id_str.dtype}), not text", len(catalog),
+                        _shown(catalog.id_str), "Floats keep 16 digits. Read the table again with read_catalog")]
+    ids, rows = catalog.id_str.fillna("").astype("str"), np.arange(len(catalog))
+    bare, found = ids.str.strip(), []
+    blank = (bare == "").to_numpy()
+    if blank.any():
+        found.append(Finding("error", f"{blank.sum():,} rows have no id", int(blank.sum()),
+                             tuple(f"row {row}" for row in rows[blank][:5]), "Give each galaxy its id, or drop the rows"))
+    twice = (ids.duplicated() & ~blank).to_numpy()
+    if twice.any():
+        found.append(Finding("error", f"{twice.sum():,} rows repeat an id", int(twice.sum()),
+                             _shown(ids[twice].unique()), "One row a galaxy: catalog.drop_duplicates('id_str') keeps the first"))
+    alike = (bare.str.casefold().duplicated() & ~ids.duplicated()).to_numpy() & ~blank
+    if alike.any():
+        found.append(Finding("error", f"{alike.sum():,} ids are another's but for case or blanks", int(alike.sum()),
+                             _shown(ids[alike].map(repr).tolist()), "Write each id in one way"))
+    exponent = bare.str.fullmatch(r"\d(\.\d+)?[eE]\+\d\d").to_numpy(bool)
+    whole = bare.str.fullmatch(r"-?\d+\.0").to_numpy(bool)
+    was_float = exponent | (whole if (whole | exponent | blank).all() else False)
+    if was_float.any():
+        found.append(Finding("error", f"{was_float.sum():,} ids were floats", int(was_float.sum()), _shown(ids[was_float]),
+                             "The digits beyond the 16th are lost: take the ids from the original table, as text"))
+    return found or [Finding("ok", f"{len(catalog):,} galaxies, every id its own", len(catalog))]
+
+# %% ../nbs/05_catalog.ipynb #31b15fb7
+def _check_positions(catalog: pd.DataFrame) -> list:
+    "RA and Dec out of range, swapped, or missing"
+    if not {"ra", "dec"} <= set(catalog): return []
+    found = []
+    for name in ("ra", "dec"):
+        if not pd.api.types.is_numeric_dtype(catalog[name]) or pd.api.types.is_bool_dtype(catalog[name]):
+            found.append(Finding("error", f"{name} is not a number", len(catalog), _shown(catalog[name]),
+                                 "Give degrees: astropy's SkyCoord(text, unit=('hourangle', 'deg')) reads 12:34:56"))
+    if found: return found
+    ra, dec = catalog.ra.to_numpy(float, na_value=np.nan), catalog.dec.to_numpy(float, na_value=np.nan)
+    known = ~(np.isnan(ra) | np.isnan(dec))
+    bad = known & ~((ra >= 0) & (ra <= 360) & (np.abs(dec) <= 90))
+    if (~known).any():
+        found.append(Finding("warning", f"{(~known).sum():,} galaxies have no position", int((~known).sum())))
+    if bad.any():
+        swapped = (np.abs(ra[known]) <= 90).all() and (np.abs(dec[known]) > 90).any() and (dec[known] >= 0).all()
+        west = (np.abs(dec[known]) <= 90).all() and (ra[known] >= -180).all() and (ra[known] <= 360).all()
+        advice = ("RA and Dec look swapped: catalog.rename(columns={'ra': 'dec', 'dec': 'ra'})" if swapped else
+                  "RA runs from 0 to 360: catalog['ra'] % 360" if west else "RA is 0 to 360, Dec -90 to 90, both in degrees")
+        pairs = [f"ra {a:g}, dec {d:g} (row {row})" for row, a, d in zip(np.flatnonzero(bad)[:5], ra[bad], dec[bad])]
+        found.append(Finding("error", f"{bad.sum():,} positions are not on the sky", int(bad.sum()), tuple(pairs), advice))
+    return found
+
+# %% ../nbs/05_catalog.ipynb #9d420b9f
+def _cells(bad: np.ndarray, values: np.ndarray, columns: list, ids) -> tuple:   # (rows, columns) bool
+    "The first five cells of a table that are `bad`"
+    return tuple(f"{columns[c]} of {ids[r]}: {values[r, c]:g}" for r, c in np.argwhere(bad)[:5])
+
+def _check_votes(catalog: pd.DataFrame, columns: list) -> list:
+    "Votes that are no counts"
+    found, numbers = [], []
+    for column in columns:
+        kind = catalog[column].dtype
+        if pd.api.types.is_bool_dtype(kind) or not pd.api.types.is_numeric_dtype(kind):
+            found.append(Finding("error", f"{column} holds {'yes and no' if kind == bool else 'text'} ({kind}), not counts",
+                                 len(catalog), _shown(catalog[column]), "Votes are whole numbers: how many chose this answer"))
+        else: numbers.append(column)
+    votes = catalog[numbers].to_numpy(float, na_value=np.nan)
+    ids = catalog["id_str"].to_numpy() if "id_str" in catalog else np.arange(len(catalog))
+    faults = {"are infinite or beyond 2^24": (np.abs(votes) > 2**24, "No question was put to that many people: mend them"),
+              "are negative": (votes < 0, "Votes are counts; if -1 or -99 says 'missing', make it 0")}
+    broken = (votes % 1 != 0) & np.isfinite(votes)
+    share = broken.any() and np.nanmin(votes) >= 0 and np.nanmax(votes) <= 1
+    faults["are fractions, not counts" if share else "are not whole numbers"] = (
+        broken, "A loss needs to know how many were asked: take the table of counts, or multiply by the number asked")
+    for what, (bad, advice) in faults.items():
+        if bad.any(): found.append(Finding("error", f"{bad.sum():,} votes in {bad.any(1).sum():,} rows {what}",
+                                           int(bad.any(1).sum()), _cells(bad, votes, numbers, ids), advice))
+    blank = int(np.isnan(votes).sum())
+    if blank: found.append(Finding("ok", f"{blank:,} votes are blank, and count as 0: nobody was asked",
+                                   int(np.isnan(votes).any(1).sum())))
+    none = int((np.nan_to_num(votes) == 0).all(1).sum()) if numbers else 0
+    if none and none == len(votes):
+        found.append(Finding("error", "no galaxy has any vote", none, advice="There is nothing to learn from this table"))
+    elif none: found.append(Finding("ok", f"{none:,} galaxies have no votes: they add nothing to the loss", none))
+    return found
+
+# %% ../nbs/05_catalog.ipynb #121734f1
+def _check_tree_votes(catalog: pd.DataFrame, schema: Schema) -> list:
+    "Questions with more votes than the answers that lead to them"
+    found = []
+    for question in schema.questions:
+        columns, above = question.columns, list(question.asked_after)
+        if not above or not {*columns, *above} <= set(catalog.select_dtypes("number").columns): continue
+        more = catalog[columns].sum(axis=1) > catalog[above].sum(axis=1) + 1
+        if more.any():
+            who = catalog["id_str"][more] if "id_str" in catalog else catalog.index[more]
+            found.append(Finding("warning", f"{question.name} has more votes than {' + '.join(above)} in {more.sum():,} rows",
+                                 int(more.sum()), _shown(who.tolist()), "One more is rounding, these are not: are the two "
+                                 "from the same table?"))
+    return found
+
+def _check_fractions(catalog: pd.DataFrame, schema: Schema) -> list:
+    "Fractions of a question that do not sum to 1"
+    found = []
+    for question in schema.questions:
+        columns = [f"{column}_fraction" for column in question.columns]
+        if not set(columns) <= set(catalog.select_dtypes("number").columns): continue
+        total = catalog[columns].sum(axis=1).to_numpy()
+        bad = (total != 0) & (np.abs(total - 1) > .02)
+        if bad.any():
+            who = catalog["id_str"].to_numpy()[bad] if "id_str" in catalog else np.flatnonzero(bad)
+            found.append(Finding("error", f"fractions of {question.name} do not sum to 1 in {bad.sum():,} rows", int(bad.sum()),
+                                 tuple(f"{i}: {t:.3g}" for i, t in zip(who[:5], total[bad])),
+                                 "Divide by their sum, or by the share that was asked"))
+    return found
+
+# %% ../nbs/05_catalog.ipynb #2f337e97
+def _check_label(catalog: pd.DataFrame, label: str) -> list:
+    "A label that is missing, constant, or no class at all"
+    if label not in catalog:
+        return [Finding("error", f"no column {label!r}", advice=near_names(label, catalog.columns))]
+    values = catalog[label].replace("", np.nan) if not pd.api.types.is_numeric_dtype(catalog[label]) else catalog[label]
+    blank, counts = int(values.isna().sum()), values.value_counts()
+    found = [Finding("warning", f"{blank:,} galaxies have no {label!r}", blank, advice="They are left out")] if blank else []
+    if len(counts) == 0: return [Finding("error", f"{label!r} is blank everywhere", blank)]
+    if len(counts) == 1:
+        return found + [Finding("error", f"{label!r} is {counts.index[0]!r} for every galaxy", len(catalog),
+                                advice="A class to tell apart needs galaxies outside it too")]
+    if len(counts) > 50 and (values.dtype.kind == "f" or len(counts) > len(values) / 2):
+        return found + [Finding("error", f"{label!r} has {len(counts):,} different values: that is no class", len(counts),
+                                _shown(counts.index), "Make classes of it, as in table['ring'] > .25")]
+    found.append(Finding("ok", f"{label!r}: " + ", ".join(f"{n:,} {str(name)[:40]}" for name, n in counts[:6].items())))
+    if counts.min() < 2: found.append(Finding("warning", f"{label!r}: classes with one galaxy", 1, _shown(counts.index[counts < 2])))
+    return found
+
+# %% ../nbs/05_catalog.ipynb #701849fc
+def _sides(catalog: pd.DataFrame, split) -> tuple:   # the two tables
+    "Training and validation rows, from a column, a Series, or another table"
+    if isinstance(split, pd.DataFrame): return catalog, split
+    side = catalog[split] if isinstance(split, str) and split in catalog else split
+    if isinstance(side, str): raise InputError(f"No column {split!r} to split by: {near_names(split, catalog.columns)}")
+    side = pd.Series(np.asarray(side), index=catalog.index)
+    return catalog[side == "train"], catalog[side != "train"]
+
+def _check_split(catalog: pd.DataFrame, split) -> list:
+    "Galaxies on both sides"
+    train, valid = _sides(catalog, split)
+    if not len(train) or not len(valid):
+        return [Finding("error", f"one side of the split is empty: {len(train):,} train, {len(valid):,} do not")]
+    if "id_str" not in train or "id_str" not in valid: return []
+    found, both = [], set(train.id_str.astype("str").str.strip().str.casefold())
+    twice = valid.id_str[valid.id_str.astype("str").str.strip().str.casefold().isin(both)]
+    if len(twice):
+        found.append(Finding("error", f"{len(twice):,} galaxies are on both sides of the split", len(twice),
+                             _shown(twice.tolist()), "split_catalog keeps an id on one side"))
+    if all({"ra", "dec"} <= set(side) and not _check_positions(side) for side in (train, valid)):
+        near = match_sky(train[["id_str", "ra", "dec"]], valid[["id_str", "ra", "dec"]], 1.)
+        near = near[near.id_str != near.id_str_b]
+        if len(near): found.append(Finding(
+            "warning", f"{len(near):,} galaxies stand within 1 arcsec of one on the other side", len(near),
+            tuple(f"{a} and {b}" for a, b in zip(near.id_str[:5], near.id_str_b)), "One galaxy under two names? split_catalog(..., "
+            "group=) keeps them together"))
+    return found or [Finding("ok", f"split: {len(train):,} train, {len(valid):,} do not, none on both sides")]
+
+# %% ../nbs/05_catalog.ipynb #7ccf8934
+def _need(table: pd.DataFrame, columns, which: str) -> None:
+    "An error where `table` lacks one of `columns`"
+    for column in columns:
+        if column not in table:
+            raise InputError(f"The {which} table has no column {column!r}: {near_names(column, table.columns)}")
+
+def match_sky(
+    a: pd.DataFrame,       # with `ra`, `dec` in degrees
+    b: pd.DataFrame,       # the same
+    radius: float = 1.,    # largest separation, arcsec
+) -> pd.DataFrame:         # columns of a, those of b (`_b` where both have one), `separation` in arcsec
+    "The rows of `a`, each with the nearest of `b`; one to one"
+    from astropy import units as u
+    from astropy.coordinates import SkyCoord
+    for table, which in ((a, "first"), (b, "second")):
+        _need(table, ("ra", "dec"), which)
+        bad = [f for f in _check_positions(table) if f.severity == "error"]
+        if bad: raise InputError(f"The {which} table: {bad[0]}")
+    a, b = (table.dropna(subset=["ra", "dec"]).reset_index(drop=True) for table in (a, b))
+    nearest, apart = np.zeros(len(a), int), np.full(len(a), np.inf)
+    if len(a) and len(b):
+        sky = [SkyCoord(table.ra.to_numpy(float) * u.deg, table.dec.to_numpy(float) * u.deg) for table in (a, b)]
+        nearest, separation, _ = sky[0].match_to_catalog_sky(sky[1])
+        apart = separation.arcsec
+    pairs = pd.DataFrame({"a": np.arange(len(a)), "b": nearest, "separation": apart}).query("separation <= @radius")
+    pairs = pairs.sort_values("separation", kind="stable").drop_duplicates("b").sort_values("a").reset_index(drop=True)
+    left, right = a.iloc[pairs.a].reset_index(drop=True), b.iloc[pairs.b].reset_index(drop=True)
+    right = right.rename(columns={c: f"{c}_b" for c in right if c in left})
+    return pd.concat([left, right, pairs[["separation"]]], axis=1)
+
+# %% ../nbs/05_catalog.ipynb #8485f553
+def match_ids(
+    a: pd.DataFrame,       # with `id_str`
+    b: pd.DataFrame,       # with `id_str`
+) -> pd.DataFrame:         # columns of a, then those of b (`_b` where both have one); order of a
+    "The galaxies that are in both tables, one row each"
+    for table, which in ((a, "first"), (b, "second")):
+        _need(table, ("id_str",), which)
+        if pd.api.types.is_numeric_dtype(table.id_str):
+            raise InputError(f"The ids of the {which} table are numbers: read it with read_table, which keeps them as text")
+        twice = table.id_str[table.id_str.duplicated()]
+        if len(twice):
+            raise InputError(f"{len(twice):,} rows of the {which} table repeat an id ({', '.join(twice.unique()[:5])}): "
+                             "a join would multiply them. drop_duplicates('id_str') keeps the first")
+    return a.merge(b.rename(columns={c: f"{c}_b" for c in b if c in a and c != "id_str"}), on="id_str", how="inner")
+
+# %% ../nbs/05_catalog.ipynb #eaa6c759
+def _check_schema(catalog: pd.DataFrame, schema: Schema) -> list:
+    "Vote columns that the schema needs and the table lacks"
+    missing = [c for c in schema.columns if c not in catalog]
+    if not missing: return [Finding("ok", f"votes: schema {schema.name!r}, {len(schema.columns)} answers")]
+    return [Finding("error", f"{len(missing)} of the {len(schema.columns)} vote columns of {schema.name!r} are missing",
+                    len(missing), _shown(missing), f"For {missing[0]!r}, {near_names(missing[0], catalog.columns)}")]
+
+def _check_rest(catalog: pd.DataFrame, used: set) -> list:
+    "Columns that nothing uses, and what reading had to say"
+    unused = list(dict.fromkeys([c for c in catalog if c not in used] + list(catalog.attrs.get("unused", []))))
+    unused = [c for c in unused if c not in used]
+    found = [Finding("ok" if not note.startswith("votes not used") else "warning", note) for note in catalog.attrs.get("notes", [])]
+    if unused: found.append(Finding("ok", f"{len(unused)} columns are not used", len(unused), _shown(unused)))
+    files = catalog["file_loc"].astype("str") if "file_loc" in catalog else pd.Series([], dtype="str")
+    outside = files[files.str.contains(r"(?:^|[/\\])\.\.(?:[/\\]|$)")]
+    if len(outside): found.append(Finding("error", f"{len(outside):,} files lie outside the folder of pictures", len(outside),
+                                          _shown(outside.tolist()), "Paths must stay below the root: no '..'"))
+    return found
+
+# %% ../nbs/05_catalog.ipynb #7407e6c5
+def check_catalog(
+    catalog,          # catalog, or whatever `read_catalog` reads
+    schema=None,      # name or `Schema` of the votes; by default the campaigns whose columns are there
+    label=None,       # column with a class, if one is to be learned
+    split=None,       # column or Series of 'train' and else, or the table of the other side
+) -> Report:
+    "Everything that is wrong with a catalog, from the table alone"
+    if not isinstance(catalog, pd.DataFrame): catalog = read_catalog(catalog)
+    if not len(catalog): return Report([Finding("error", "the table has no rows", advice="Nothing can be done with it")])
+    found, notes = _check_ids(catalog) + _check_positions(catalog), []
+    schema = get_schema(schema) if schema is not None else _find_schema(catalog.columns, notes)
+    votes = [c for c in schema.columns if c in catalog] if schema else []
+    if schema: found += (_check_schema(catalog, schema) + (_check_votes(catalog, votes) if votes else [])
+                         + _check_tree_votes(catalog, schema))
+    found += [Finding("warning", note) for note in notes if note not in catalog.attrs.get("notes", [])]
+    fractions = schema or _find_schema([str(c).removesuffix("_fraction") for c in catalog.columns], [])
+    if fractions: found += _check_fractions(catalog, fractions)
+    if label is not None: found += _check_label(catalog, label)
+    if split is not None: found += _check_split(catalog, split)
+    used = {"id_str", "file_loc", "ra", "dec", label, catalog.attrs.get("label"), split if isinstance(split, str) else None}
+    return Report(found + _check_rest(catalog, used | set(votes)))
+
+# %% ../nbs/05_catalog.ipynb #295e2351
+def _hash01(keys, seed: int) -> np.ndarray:
+    "A number in [0, 1) that belongs to each key"
+    digests = (hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest() for key in keys)
+    return np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])
+
+# %% ../nbs/05_catalog.ipynb #70ceb6ca
+def split_catalog(
+    catalog: pd.DataFrame,   # with `id_str`
+    valid: float = .2,       # share of the galaxies that validate
+    seed: int = 0,
+    group: str = None,       # column: rows with the same value stay together
+    stratify: str = None,    # column: its classes keep their proportions
+) -> pd.Series:              # 'train' or 'valid', index of the catalog
+    "A side for each galaxy, decided by the hash of its id"
+    if not 0 < valid < 1: raise InputError(f"valid={valid}: the share that validates is between 0 and 1")
+    _need(catalog, ["id_str" if group is None else group] + ([stratify] if stratify else []), "catalog")
+    keys = catalog["id_str" if group is None else group].fillna("").astype("str")
+    units = pd.DataFrame({"key": keys, "stratum": catalog[stratify].astype("str").to_numpy() if stratify else ""})
+    units = units.value_counts(sort=False).sort_index().rename("n").reset_index()
+    units = units.sort_values("n", ascending=False, kind="stable").drop_duplicates("key")
+    units["hash"] = _hash01(units.key, seed)
+    if stratify:
+        strata = units.groupby("stratum")["hash"]
+        units["valid"] = strata.rank(method="first") <= (strata.transform("size") * valid).round()
+    else: units["valid"] = units.hash < valid
+    if units.valid.all() or not units.valid.any():
+        raise InputError(f"With {len(units):,} {'galaxies' if group is None else 'groups'} and valid={valid}, one side of the "
+                         "split is empty: change the share or the seed, or give more galaxies")
+    return keys.map(units.set_index("key").valid).map({True: "valid", False: "train"}).rename("split").astype("str")
