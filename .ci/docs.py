@@ -1,7 +1,7 @@
 """Build the site into _docs from the project's one _quarto.yml, with Python alone, and check it.
 
-Whoever has Quarto can run `nbdev-docs` instead; here smalldocs renders the same pages. The build fails on a broken link, on an exported
-name that its page does not document, and on every warning of the renderer but those about keys that only Quarto reads.
+Whoever has Quarto can run `nbdev-docs` instead; here smalldocs renders the same pages. The build fails on a broken
+link, on an exported name that its page does not document, and on warnings, but for keys that only Quarto reads.
 `python .ci/docs.py` builds when something changed; `--force` always."""
 import hashlib
 import importlib
@@ -21,13 +21,14 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_docs"
 STAMP = SITE / ".built-from"
-ONLY_QUARTO = ["unknown key format-links", "format commonmark is not built", "keep-md is ignored", "output-file is not read"]
+ONLY_QUARTO = ["unknown key format-links", "format commonmark is not built", "keep-md is ignored",
+               "output-file is not read"]
 
 
 def fingerprint() -> str:
     "One hash over everything that the site is built from"
-    sources = [p for folder in ("nbs", "gz_nbdev") for p in sorted((ROOT / folder).rglob("*"))
-               if p.is_file() and "__pycache__" not in p.parts and not any(part[0] == "." for part in p.relative_to(ROOT).parts)]
+    below = [p for folder in ("nbs", "gz_nbdev") for p in sorted((ROOT / folder).rglob("*")) if p.is_file()]
+    sources = [p for p in below if not any(part[0] == "." or part == "__pycache__" for part in p.parts[len(ROOT.parts):])]
     both = hashlib.sha256()
     for path in [*sources, ROOT / "_quarto.yml", ROOT / "pyproject.toml", Path(__file__).resolve()]:
         both.update(f"{path.relative_to(ROOT)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -35,7 +36,7 @@ def fingerprint() -> str:
 
 
 def processed_notebooks() -> Path:
-    "The folder where nbdev leaves the notebooks as readers should see them: hidden cells gone, documentation of each definition in"
+    "The folder where nbdev leaves the notebooks for readers: hidden cells gone, each definition documented"
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
     os.chdir(ROOT)  # nbdev and its worker processes look for the project here
@@ -46,7 +47,7 @@ def processed_notebooks() -> Path:
 
 
 def relinked(text: str, depth: int) -> str:
-    "A notebook's JSON with links to notebooks, and to this site by its address, turned into links to the pages beside it"
+    "A notebook's JSON, its links to notebooks and to this site by address turned into links to the pages beside it"
     from nbdev.config import get_config, nbpath2html
     cfg = get_config(ROOT)
     text = text.replace(f"]({cfg.doc_host}{cfg.doc_baseurl}/", "](" + "../" * depth)
@@ -56,15 +57,16 @@ def relinked(text: str, depth: int) -> str:
 
 
 def sized(notebook: dict) -> dict:
-    "Plots are stored with two pixels for each one that was asked for, so that they are sharp: show them at the size asked for"
+    "Plots are stored at twice the size asked for, so that they are sharp: show them at the size asked for"
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             asked = re.match(r"<Figure size (\d+)", "".join(data.get("text/plain", "")))
             if "image/png" not in data or not asked: continue
             alt = re.search(r'^#\| fig-alt: *"?(.*?)"?$', "".join(cell["source"]), flags=re.MULTILINE)
-            picture = "".join("".join(data["image/png"]).split())
-            output["data"] = {"text/html": f'<img src="data:image/png;base64,{picture}" width="{asked[1]}" alt="{escape(alt[1] if alt else "Figure")}">'}
+            source = "data:image/png;base64," + "".join("".join(data["image/png"]).split())
+            text = escape(alt[1] if alt else "Figure")
+            output["data"] = {"text/html": f'<img src="{source}" width="{asked[1]}" alt="{text}">'}
     return notebook
 
 
@@ -73,9 +75,10 @@ def stage(into: Path) -> None:
     from nbdev.config import nbpath2html
     shutil.copytree(processed_notebooks(), into, dirs_exist_ok=True, ignore=shutil.ignore_patterns("_docs", ".*"))
     sidebar = into / "sidebar.yml"
-    sidebar.write_text(re.sub(r"\S+\.ipynb", lambda m: nbpath2html(m[0]).with_suffix(".ipynb").as_posix(), sidebar.read_text()))
+    def page_of(path): return nbpath2html(path).with_suffix(".ipynb")
+    sidebar.write_text(re.sub(r"\S+\.ipynb", lambda m: page_of(m[0]).as_posix(), sidebar.read_text()))
     for path in sorted(into.rglob("*.ipynb")):
-        text, page = relinked(path.read_text(encoding="utf-8"), len(path.relative_to(into).parts) - 1), nbpath2html(path).with_suffix(".ipynb")
+        text, page = relinked(path.read_text(encoding="utf-8"), len(path.relative_to(into).parts) - 1), page_of(path)
         path.unlink()
         if page.exists(): raise SystemExit(f"two notebooks would become the page {page.relative_to(into)}")
         page.write_text(json.dumps(sized(json.loads(text))), encoding="utf-8")
@@ -105,7 +108,8 @@ def maths_offline() -> None:
         found = Path(tmp) / "node_modules/katex/dist"
         kept = SITE / "site_libs/katex"
         (kept / "contrib").mkdir(parents=True)
-        for name in ("katex.min.css", "katex.min.js", "contrib/auto-render.min.js"): shutil.copy(found / name, kept / name)
+        for name in ("katex.min.css", "katex.min.js", "contrib/auto-render.min.js"):
+            shutil.copy(found / name, kept / name)
         shutil.copytree(found / "fonts", kept / "fonts", ignore=shutil.ignore_patterns("*.ttf", "*.woff"))
     for page in pages:
         here = "../" * (len(page.relative_to(SITE).parts) - 1)
@@ -153,7 +157,8 @@ def undocumented(site: Path) -> list[str]:
             page, _, anchor = names.get(f"{module}.{name}", ("", ""))[0].partition("#")
             path = site / page
             if page and path.is_file() and path not in pages: pages[path] = Page(path).ids
-            if anchor not in pages.get(path, ()): missing.append(f"{module}.{name} is exported but {page or 'no page'} does not document it")
+            if anchor in pages.get(path, ()): continue
+            missing.append(f"{module}.{name} is exported but {page or 'no page'} does not document it")
     return missing
 
 
@@ -172,5 +177,6 @@ def build() -> None:
 
 
 if __name__ == "__main__":
-    if "--force" not in sys.argv and STAMP.exists() and STAMP.read_text() == fingerprint(): print(f"{SITE.name} is current")
+    current = STAMP.exists() and STAMP.read_text() == fingerprint()
+    if current and "--force" not in sys.argv: print(f"{SITE.name} is current")
     else: build()

@@ -55,7 +55,8 @@ def sidebar() -> str:
     lines = ["website:", "  sidebar:", "    contents:", "      - index.ipynb"]
     for heading, folder in SECTIONS.items():
         if paths := notebooks(folder):
-            lines += [f"      - section: {heading}", "        contents:", *(f"          - {p.as_posix()}" for p in paths)]
+            lines += [f"      - section: {heading}", "        contents:"]
+            lines += [f"          - {path.as_posix()}" for path in paths]
     return "\n".join(lines) + "\n"
 
 
@@ -107,8 +108,8 @@ def readme() -> dict[Path, bytes]:
             if kind:
                 path = NBS / "images" / f"index-{cell['id']}.{PICTURES[kind]}"
                 files[path] = base64.b64decode("".join(data[kind]))
-                alt = next((f.split(":", 1)[1] for f in cell_text(cell).splitlines() if f.startswith("#| fig-alt:")), "").strip(' "')
-                parts.append(f"![{alt}]({path.relative_to(ROOT).as_posix()})")
+                alt = re.search(r'^#\| fig-alt: *"?(.*?)"?$', cell_text(cell), flags=re.MULTILINE)
+                parts.append(f"![{alt[1] if alt else ''}]({path.relative_to(ROOT).as_posix()})")
             elif text := "".join(output.get("text", data.get("text/plain", ""))).rstrip():
                 parts.append(f"```\n{text}\n```")
     note = "<!-- Written from nbs/index.ipynb by .ci/readme.py: edit the notebook. -->"
@@ -123,7 +124,8 @@ def outputs() -> dict[Path, bytes]:
 
 def stale() -> list[str]:
     "The files that differ from what the notebooks say"
-    return [p.relative_to(ROOT).as_posix() for p, content in outputs().items() if not p.exists() or p.read_bytes() != content]
+    return [path.relative_to(ROOT).as_posix() for path, content in outputs().items()
+            if not path.exists() or path.read_bytes() != content]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Every notebook is a test: it must run from top to bottom in a fresh process.
 
 Cells marked `#| slow`, `#| gpu`, `#| net` or `#| real` are left out, unless the environment asks for them:
-`GZ_FLAGS="slow net" pytest` runs those two kinds; `GZ_DATA=folder pytest` runs the `real` ones on the data in that folder."""
+`GZ_FLAGS="slow net" pytest` runs those two kinds, `GZ_DATA=folder pytest` the `real` ones on the data in the folder."""
+import json
 import os
 import subprocess
 import sys
@@ -32,7 +33,8 @@ def forced_flags() -> list[str]:
 
 def run_notebook(path: Path) -> subprocess.CompletedProcess:
     "Run the notebook at `path` in a process of its own, as `nbdev-test` would"
-    command = [sys.executable, "-c", RUN, str(path), str(ROOT), " ".join(get_config(ROOT).tst_flags), " ".join(forced_flags())]
+    flags = [" ".join(get_config(ROOT).tst_flags), " ".join(forced_flags())]
+    command = [sys.executable, "-c", RUN, str(path), str(ROOT), *flags]
     return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1800)
 
 
@@ -40,3 +42,23 @@ def run_notebook(path: Path) -> subprocess.CompletedProcess:
 def test_notebook(notebook):
     result = run_notebook(ROOT / notebook)
     assert result.returncode == 0, f"{notebook} failed:\n{result.stdout[-2000:]}{result.stderr[-6000:]}"
+
+
+def test_a_failing_notebook_is_named_with_its_cell(tmp_path):
+    "The runner itself: without this, a runner that passes everything would pass"
+    broken = tmp_path / "broken.ipynb"
+    sources = ["galaxies = 1", "galaxies / 0"]
+    cells = [dict(cell_type="code", id=f"c{i}", metadata={}, execution_count=None, outputs=[], source=s)
+             for i, s in enumerate(sources)]
+    broken.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    result = run_notebook(broken)
+    assert result.returncode != 0
+    assert "broken.ipynb" in result.stderr and "galaxies / 0" in result.stderr and "ZeroDivisionError" in result.stderr
+
+
+def test_flagged_cells_run_when_asked_for(monkeypatch):
+    monkeypatch.setenv("GZ_FLAGS", "slow net")
+    monkeypatch.delenv("GZ_DATA", raising=False)
+    assert forced_flags() == ["slow", "net"]
+    monkeypatch.setenv("GZ_DATA", "somewhere")
+    assert forced_flags() == ["slow", "net", "real"]
