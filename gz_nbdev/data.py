@@ -133,10 +133,10 @@ def _check_size(image: Image.Image) -> Image.Image:
     if long > MAX_RATIO * short: raise ImageError(f"too long and thin: {size}, more than {MAX_RATIO} to 1")
     return image
 
-# %% ../nbs/20_data.ipynb #b5c72acd
+# %% ../nbs/20_data.ipynb #97e797ab
 _KINDS = {b"%PDF": "a PDF document", b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript",
-          b"8BPS": "a Photoshop file", b"SIMPLE  =": "a FITS file", b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip file",
-          b"\xd0\xcf\x11\xe0": "a FlashPix or Office file", b"<": "a web page or XML"}
+          b"8BPS": "a Photoshop file", b"SIMPLE  =": "a FITS file", b"\x1f\x8b": "a gzip file",
+          b"PK\x03\x04": "a zip file", b"\xd0\xcf\x11\xe0": "a FlashPix or Office file", b"<": "a web page or XML"}
 
 def _kind(data: bytes) -> str:
     "What bytes that are no picture look like"
@@ -150,10 +150,10 @@ def _open(
     if isinstance(picture, Tensor): return _check_size(Image.fromarray(picture.permute(1, 2, 0).numpy()))
     if not len(picture): raise ImageError("empty file (0 bytes)")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise InputError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, and half a file would pass as a galaxy: set it to False")
+        raise InputError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: half a file would pass for a galaxy. Turn it off")
     try: return _check_size(Image.open(BytesIO(picture), formats=FORMATS))
     except UnidentifiedImageError: raise ImageError(f"not a picture: looks like {_kind(picture)}") from None
-    except Image.DecompressionBombError: raise ImageError(f"too large: the longer side may have {MAX_SIDE} px") from None
+    except Image.DecompressionBombError: raise ImageError(f"too large: a side may have {MAX_SIDE} px") from None
 
 # %% ../nbs/20_data.ipynb #79e0de99
 def _rgb(
@@ -190,7 +190,7 @@ def decode(
     if view.greyscale: image = image.convert("L").convert("RGB")
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
-# %% ../nbs/20_data.ipynb #a1666985
+# %% ../nbs/20_data.ipynb #97ad25a8
 def _show_galaxy(ax, image: Tensor, title):
     "One galaxy, a text in its corner"
     image = image.as_subclass(Tensor).permute(1, 2, 0)
@@ -202,8 +202,9 @@ def _open_grid(images, titles, ncols: int, side: float) -> Figure:
     "The figure of `image_grid`, left open"
     ncols = min(ncols, len(images))
     nrows = -(-len(images) // ncols)
-    fig, axes = plt.subplots(nrows, ncols, figsize=(ncols * side, nrows * side), dpi=80, facecolor="black", squeeze=False,
-                             gridspec_kw=dict(left=0, right=1, bottom=0, top=1, wspace=.02, hspace=.02))
+    flush = dict(left=0, right=1, bottom=0, top=1, wspace=.02, hspace=.02)
+    fig, axes = plt.subplots(nrows, ncols, figsize=(ncols * side, nrows * side), dpi=80, facecolor="black",
+                             squeeze=False, gridspec_kw=flush)
     for ax in axes.flat: ax.set_axis_off()
     for i, ax in zip(range(len(images)), axes.flat): _show_galaxy(ax, images[i], "" if titles is None else titles[i])
     return fig
@@ -221,7 +222,7 @@ def image_grid(
     plt.close(fig)  # a notebook would show it twice
     return fig
 
-# %% ../nbs/20_data.ipynb #997f56f2
+# %% ../nbs/20_data.ipynb #3cf23a14
 def _text_ids(
     ids,              # of any kind
     where: str,       # for the message
@@ -231,8 +232,8 @@ def _text_ids(
     if not ids: raise InputError(f"{where} has no galaxies")
     wrong = next((i for i, v in enumerate(ids) if not isinstance(v, (str, int, np.integer)) or v == ""), None)
     if wrong is not None:
-        raise InputError(f"{where}: the id in row {wrong} is {ids[wrong]!r}, not text. Read the table with `read_catalog`: "
-                         "a long id that was a number with a point is another galaxy's")
+        raise InputError(f"{where}: the id in row {wrong} is {ids[wrong]!r}, not text. Read the table with "
+                         "read_catalog: a long id that was a number with a point is another galaxy's")
     ids = pd.Series([str(v) for v in ids], dtype=object)
     twice = ids[ids.duplicated()].unique()
     if len(twice):
@@ -305,7 +306,7 @@ def fingerprint(self: FolderImages) -> str:
         except (OSError, ValueError, TypeError): return -1
     return _hash_rows((id, str(name), size(name)) for id, name in zip(self.ids, self.files))
 
-# %% ../nbs/20_data.ipynb #c0f425d6
+# %% ../nbs/20_data.ipynb #f2303e86
 class ParquetImages:
     "Encoded pictures in a column of parquet files, as a hub data set stores them"
     def __init__(
@@ -319,8 +320,9 @@ class ParquetImages:
                 with pq.ParquetFile(file) as table:
                     _need_columns(table.schema_arrow.names, ["id_str", image], str(file))
                     ids += table.read(columns=["id_str"])["id_str"].to_pylist()
-                    self.groups += [(file, g, table.metadata.row_group(g).num_rows) for g in range(table.num_row_groups)]
-            except (OSError, pa.ArrowException) as e: raise InputError(f"{file} cannot be read as parquet: {e}") from None
+                    counts = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
+            except (OSError, pa.ArrowException) as e: raise InputError(f"{file} is not whole parquet: {e}") from None
+            self.groups += [(file, g, count) for g, count in enumerate(counts)]
         self.ids = _text_ids(ids, str(path))
         self.starts = np.cumsum([0, *(rows for *_, rows in self.groups)])
         self._lock, self._group = Lock(), lru_cache(4)(self._read_group)
@@ -414,7 +416,7 @@ def _decoded(source, view: View, indices, threads: int | None):
         except ImageError as e: return i, e, read
     return _ahead(one, indices, threads)
 
-# %% ../nbs/20_data.ipynb #a95a24f5
+# %% ../nbs/20_data.ipynb #96212e64
 @dataclass(repr=False, eq=False)
 class PixelCache:
     "Decoded pictures with their ids, and the reasons of those that could not be decoded"
@@ -434,10 +436,11 @@ class PixelCache:
 
 def _map_pixels(file: Path, shape) -> Tensor:
     "A file as an array that is read piece by piece; writing to it leaves the file alone"
-    if sys.platform == "win32": mapping = dict(access=mmap.ACCESS_COPY)
-    else: mapping = dict(flags=mmap.MAP_PRIVATE | (0x4000 if sys.platform == "linux" else 0),  # reserve no memory for it
-                         prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    with open(file, "rb") as f: return torch.frombuffer(mmap.mmap(f.fileno(), 0, **mapping), dtype=torch.uint8).view(shape)
+    no_reserve = 0x4000 if sys.platform == "linux" else 0  # or Linux refuses a file larger than its memory
+    private = dict(access=mmap.ACCESS_COPY) if sys.platform == "win32" else dict(
+        flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    with open(file, "rb") as f: mapped = mmap.mmap(f.fileno(), 0, **private)
+    return torch.frombuffer(mapped, dtype=torch.uint8).view(shape)
 
 # %% ../nbs/20_data.ipynb #4cdbafeb
 def _with_speed(stream, total: int, show: bool):
@@ -517,7 +520,7 @@ def _read_cache(source, view, folder: Path) -> PixelCache | None:   # None: ther
     if any(_hash_of(source, i) != index["hash"].iloc[i] for i in spots): return None
     return PixelCache(_map_pixels(folder/"pixels.u8", shape), view, index, folder)
 
-# %% ../nbs/20_data.ipynb #1bfec9e3
+# %% ../nbs/20_data.ipynb #409c2a4d
 _RULES = 1  # raised when `decode` gives other pixels for the same bytes: older caches are then left alone
 
 def load_pixels(
@@ -541,18 +544,18 @@ def load_pixels(
             if need > free: raise OSError(f"{free / 1e9:.2f} GB are free")
             _write_cache(source, view, folder, threads, progress)
     except OSError as e:
-        raise InputError(f"The pixel cache needs {need / 1e9:.2f} GB in {str(cache_dir)!r}: {e}. Give another cache_dir, "
-                         "a smaller view, or cache_dir=None for memory") from e
+        raise InputError(f"The pixel cache needs {need / 1e9:.2f} GB in {str(cache_dir)!r}: {e}. Give another "
+                         "cache_dir, a smaller view, or cache_dir=None for memory") from e
     return _read_cache(source, view, folder)
 
-# %% ../nbs/20_data.ipynb #273ed87c
+# %% ../nbs/20_data.ipynb #eca6bbf0
 @patch
 def verify(
     self: PixelCache,
     source,           # that it was made from
 ) -> list[str]:       # ids whose stored picture is not what it was
     "Read everything again; `InputError` if the file of pixels itself was damaged"
-    if source.ids != self.index["id_str"].tolist(): raise InputError("This cache was made from another list of galaxies")
+    if source.ids != self.index["id_str"].tolist(): raise InputError("This cache was made from another list of ids")
     if self.folder is not None:
         h = hashlib.blake2b(digest_size=16)
         with open(self.folder/"pixels.u8", "rb") as f:
@@ -598,41 +601,39 @@ def iter_batches(
             ids, pictures = zip(*rows)
             yield list(ids), torch.stack(pictures)
 
-# %% ../nbs/20_data.ipynb #919c68dd
+# %% ../nbs/20_data.ipynb #75db8d0d
 def _look_at(source, i: int) -> dict:
     "What there is to say about one picture"
-    row = dict(id=source.ids[i], reason="", size="", square=True, mode="RGB", turned=False, hash="", flat=False, burnt=False)
+    row = dict(id=source.ids[i], reason="", size="", mode="", hash="", turned=False, flat=False, burnt=False)
     try:
         image = _open(source.read(i))
-        row.update(size=f"{image.width} x {image.height}", square=image.width == image.height, mode=image.mode,
-                   turned=image.getexif().get(0x0112, 1) != 1)
+        row.update(size=f"{image.width} x {image.height}", mode=image.mode, turned=image.getexif().get(0x0112, 1) != 1)
         pixels = decode(source.read(i), View(64))
-        row.update(hash=_hash_picture(pixels), flat=bool(pixels.float().std() < 1),
-                   burnt=bool((pixels == 255).all(0).float().mean() > .2))
+        row.update(hash=_hash_picture(pixels), flat=pixels.float().std().item() < 1,
+                   burnt=(pixels == 255).all(0).float().mean().item() > .2)
     except ImageError as e: row["reason"] = str(e)
     return row
 
-# %% ../nbs/20_data.ipynb #726823a4
+# %% ../nbs/20_data.ipynb #226a1629
 def _image_findings(table: pd.DataFrame) -> list[Finding]:
     "What is odd in a table of `_look_at`"
     good, bad = table[table["reason"] == ""], table[table["reason"] != ""]
     missing, usual = bad["reason"].str.startswith("missing"), good["size"].mode().get(0)
-    def because(rows): return [f"{id}: {reason}" for id, reason in zip(rows["id"], rows["reason"])]
-    def plain(rows, column): return [f"{id}: {value}" for id, value in zip(rows["id"], rows[column])]
-    other, mode = good[good["size"] != usual], good[good["mode"] != "RGB"]
+    oblong = [len(set(size.split(" x "))) > 1 for size in good["size"]]
     twice = good[good["hash"].duplicated(keep=False)].sort_values("hash", kind="stable")
     rows = [
-        ("warning", "missing", because(bad[missing]), "They will be set aside under their ids: check root and file_loc"),
-        ("warning", "unreadable", because(bad[~missing]), "They will be set aside under their ids: fetch them again"),
-        ("warning", "same pixels under several ids", twice["id"].tolist(), "Keep one of each, or both on one side of a split"),
-        ("ok", f"of another size than {usual}", plain(other, "size"), "A view brings all to one size, not to one scale"),
-        ("ok", "not square", plain(good[~good["square"]], "size"), "A view keeps the central square"),
-        ("ok", "not plain RGB", plain(mode, "mode"), "Grey gets three equal channels, what is transparent gets black"),
-        ("ok", "turned by EXIF", good[good["turned"]]["id"].tolist(), "They are used as a browser shows them"),
-        ("ok", "constant", good[good["flat"]]["id"].tolist(), "They are used: look whether they show a galaxy"),
-        ("ok", "more than a fifth is white", good[good["burnt"]]["id"].tolist(), "They are used: look at them")]
-    return [Finding(severity, f"{len(ids):,} {what}", len(ids), tuple(ids[:5]), advice)
-            for severity, what, ids, advice in rows if ids]
+        ("warning", "missing", bad[missing], "reason", "Set aside under their ids: check root and file_loc"),
+        ("warning", "unreadable", bad[~missing], "reason", "Set aside under their ids: fetch them again"),
+        ("warning", "with pixels that another id has too", twice, None, "Keep one, or all on one side of a split"),
+        ("ok", f"of another size than {usual}", good[good["size"] != usual], "size", "Brought to one size, not one scale"),
+        ("ok", "not square", good[oblong], "size", "The central square is kept"),
+        ("ok", "not plain RGB", good[good["mode"] != "RGB"], "mode", "Grey fills three channels; transparent is black"),
+        ("ok", "turned by EXIF", good[good["turned"]], None, "Used as a browser shows them"),
+        ("ok", "constant", good[good["flat"]], None, "Used: look whether they show a galaxy"),
+        ("ok", "white over more than a fifth", good[good["burnt"]], None, "Used: look at them")]
+    def shown(found, column): return tuple(found["id"] if column is None else found["id"] + ": " + found[column])[:5]
+    return [Finding(severity, f"{len(found):,} {what}", len(found), shown(found, column), advice)
+            for severity, what, found, column, advice in rows if len(found)]
 
 # %% ../nbs/20_data.ipynb #18081c9c
 def check_images(
@@ -670,7 +671,7 @@ def VotesBlock(
     "Votes as the target of a fastai `DataBlock`; its `get_y` gives a row of the catalog, or the counts in order"
     return TransformBlock(type_tfms=[_ToVotes(get_schema(schema))])
 
-# %% ../nbs/20_data.ipynb #e51b8c0f
+# %% ../nbs/20_data.ipynb #448ce58e
 def _vote_targets(catalog: pd.DataFrame, schema: Schema) -> Tensor:   # (rows, answers), float32
     "The votes, checked as far as a loss depends on it"
     _need_columns(catalog, schema.columns, f"The catalog, read with schema {schema.name!r},")
@@ -680,19 +681,20 @@ def _vote_targets(catalog: pd.DataFrame, schema: Schema) -> Tensor:   # (rows, a
     bad = ~((votes >= 0) & (votes < 2**24) & (votes == np.round(votes)))
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        raise InputError(f"{schema.columns[column]} of {catalog['id_str'].iloc[row]!r} is {votes[row, column]}: votes are "
-                         f"whole numbers from 0 on, and {bad.sum():,} are not. check_catalog shows them all")
+        raise InputError(f"{schema.columns[column]} of {catalog['id_str'].iloc[row]!r} is {votes[row, column]}: votes "
+                         f"are whole numbers from 0 on, and {bad.sum():,} are not. check_catalog shows them all")
     return torch.tensor(votes, dtype=torch.float32)
 
-# %% ../nbs/20_data.ipynb #7c0274ec
+# %% ../nbs/20_data.ipynb #c6b6610f
 def _label_targets(catalog: pd.DataFrame, label: str):   # (rows,) int64 and the classes, or float32 and None
     "Classes of whole numbers or text as their place in a sorted list; other numbers as they are"
     _need_columns(catalog, [label], "The catalog")
     values = catalog[label]
     if values.isna().any():
-        raise InputError(f"{values.isna().sum():,} of {len(values):,} galaxies have no {label!r}, the first is "
-                         f"{catalog['id_str'][values.isna()].iloc[0]!r}: leave them out, catalog.dropna(subset=[{label!r}])")
-    if values.nunique() < 2: raise InputError(f"Every galaxy has {label!r} = {values.iloc[0]!r}: there is nothing to learn")
+        first = catalog["id_str"][values.isna()].iloc[0]
+        raise InputError(f"{values.isna().sum():,} of {len(values):,} galaxies have no {label!r} ({first!r} and on): "
+                         f"leave them out, catalog.dropna(subset=[{label!r}])")
+    if values.nunique() < 2: raise InputError(f"Every galaxy has {label!r} = {values.iloc[0]!r}: nothing to learn")
     fractional = pd.api.types.is_float_dtype(values)
     if fractional and (values != values.round()).any(): return torch.tensor(values.to_numpy(dtype=np.float32)), None
     codes, vocab = pd.factorize(values.astype(int) if fractional else values, sort=True)
@@ -731,7 +733,7 @@ def draw(
     cos, sin, hand = zoom * angle.cos(), zoom * angle.sin(), 1 - 2. * mirrored
     return torch.stack([cos * hand, -sin, x, sin * hand, cos, y], -1).view(n, 2, 3), mirrored
 
-# %% ../nbs/20_data.ipynb #ee90edb5
+# %% ../nbs/20_data.ipynb #428627a3
 def _mirror(
     y: Tensor,          # (B, answers) votes, or (B,) classes
     mirrored: Tensor,   # (B,) bool
@@ -750,12 +752,12 @@ def _swap(
     swap = torch.arange(len(names))
     for pair in flip_pairs:
         for name in pair:
-            if name not in names: raise InputError(f"flip_pairs has {name!r}, which is not learnt: {near_names(name, names)}")
+            if name not in names: raise InputError(f"flip_pairs has {name!r}: {near_names(name, names)}")
         a, b = map(names.index, pair)
         swap[a], swap[b] = b, a
     return swap if flip_pairs else None
 
-# %% ../nbs/20_data.ipynb #6f703567
+# %% ../nbs/20_data.ipynb #0d177fdc
 class GalaxyItems:
     "Pixels and targets of one side of a split"
     n_inp = 1
@@ -771,8 +773,8 @@ class GalaxyItems:
         label=None,            # column of the label, when the targets are no votes
         vocab=None,            # its classes; None = numbers
     ):
-        self.pixels, self.ids, self.rows, self.targets, self.split_idx = pixels, np.array(ids, object), rows, targets, split_idx
-        self.view, self.schema, self.label, self.vocab = view, schema, label, vocab
+        self.pixels, self.ids, self.rows, self.targets = pixels, np.array(ids, object), rows, targets
+        self.split_idx, self.view, self.schema, self.label, self.vocab = split_idx, view, schema, label, vocab
 
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return self.pixels[self.rows[i]], self.targets[i]
@@ -851,33 +853,25 @@ def _sides(catalog: pd.DataFrame, valid: float, seed: int) -> np.ndarray:   # 0 
         side = split.map(names).to_numpy()
     return side
 
-# %% ../nbs/20_data.ipynb #ba646dcc
+# %% ../nbs/20_data.ipynb #02a7171b
 def _near(pixels: Tensor, device) -> Tensor:
     "The pixels on the device, if they take at most half of its free memory"
     if torch.device(device).type != "cuda": return pixels
     return pixels.to(device) if pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 2 else pixels
 
-def _loaders(catalog, cache: PixelCache, targets, side, about: dict, bs, seed, device, augment, flip_pairs) -> DataLoaders:
-    "Both sides of the split over one cache, joined by id"
+def _join(catalog, cache: PixelCache, side) -> list[np.ndarray]:   # rows of the catalog that train, that validate
+    "The galaxies of each side that have a picture, and their rows in the cache"
     rows = pd.Index(cache.ids).get_indexer(catalog["id_str"].astype(str))
-    if (rows < 0).all(): raise InputError(f"No id of the catalog has a picture: {catalog['id_str'].iloc[0]!r} in the one, "
-                                          f"{cache.ids[0]!r} in the other")
-    swap = _swap(about["schema"].columns if about["schema"] else about["vocab"] or [], flip_pairs)
-    tfms, pixels, loaders = [_Normalise(about["view"])], _near(cache.pixels, device), []
-    if augment:
-        tfms.append(Augment() if augment is True else augment)
-        tfms[-1].swap = swap
-    for split_idx, name in enumerate(("training", "validation")):
-        mine = np.flatnonzero((side == split_idx) & (rows >= 0))
-        if not len(mine): raise InputError(f"No galaxy with a picture is for {name}: give more galaxies, another `valid`, "
-                                           "or a column 'split' of train and valid")
-        items = GalaxyItems(pixels, catalog["id_str"].astype(str).iloc[mine], torch.tensor(rows[mine]),
-                            targets[torch.tensor(mine)], split_idx, **about)
-        loaders.append(GalaxyDL(items, bs=min(bs, len(items)), seed=seed, shuffle=not split_idx, drop_last=not split_idx,
-                                after_batch=tfms, device=device))
-    return DataLoaders(*loaders, device=device)
+    if (rows < 0).all():
+        raise InputError(f"No id of the catalog has a picture: {catalog['id_str'].iloc[0]!r} in the one, "
+                         f"{cache.ids[0]!r} in the other")
+    sides = [np.flatnonzero((side == split_idx) & (rows >= 0)) for split_idx in (0, 1)]
+    for name, mine in zip(("training", "validation"), sides):
+        if not len(mine): raise InputError(f"No galaxy with a picture is for {name}: give more galaxies, another valid, "
+                                           "or a column 'split' with train and valid")
+    return [(mine, rows[mine]) for mine in sides]
 
-# %% ../nbs/20_data.ipynb #30a45156
+# %% ../nbs/20_data.ipynb #d436e1bb
 def galaxy_dls(
     catalog: pd.DataFrame,       # `id_str`, votes or a label, and if it has them `split` or `is_valid`
     source,                      # a source, or a `PixelCache`
@@ -905,8 +899,17 @@ def galaxy_dls(
     side = _sides(catalog, valid, seed)
     cache = source if cached else load_pixels(source, view, cache_dir, progress=progress)
     _same_pixels(cache.view, view)
-    about = dict(view=view, schema=schema, label=label, vocab=vocab)
-    dls = _loaders(catalog, cache, targets, side, about, bs, seed, device or default_device(), augment, flip_pairs)
+    device, tfms = device or default_device(), [_Normalise(view)]
+    if augment:
+        tfms.append(Augment() if augment is True else augment)
+        tfms[-1].swap = _swap(schema.columns if schema else vocab or [], flip_pairs)
+    pixels, loaders = _near(cache.pixels, device), []
+    for split_idx, (mine, rows) in enumerate(_join(catalog, cache, side)):
+        ids, rows = catalog["id_str"].iloc[mine].astype(str), torch.tensor(rows)
+        items = GalaxyItems(pixels, ids, rows, targets[torch.tensor(mine)], split_idx, view, schema, label, vocab)
+        loaders.append(GalaxyDL(items, bs=min(bs, len(items)), seed=seed, shuffle=not split_idx,
+                                drop_last=not split_idx, after_batch=tfms, device=device))
+    dls = DataLoaders(*loaders, device=device)
     dls.view, dls.schema, dls.vocab, dls.failures = view, schema, vocab, cache.failures
     dls.c = len(schema.columns) if schema else len(vocab) if vocab else 1
     return dls
@@ -928,7 +931,7 @@ def _most_asked(
         rows.append((text, question.slice, winner, cast[winner].item(), totals[k].item()))
     return rows
 
-# %% ../nbs/20_data.ipynb #c76496c8
+# %% ../nbs/20_data.ipynb #f68d2c61
 def _vote_bars(ax, votes: Tensor, schema: Schema, fractions: Tensor | None):
     "Votes on the most-asked questions as bars; what a network expects as a dot"
     ax.set(xlim=(0, 1), ylim=(3.05, -.05))
@@ -939,7 +942,8 @@ def _vote_bars(ax, votes: Tensor, schema: Schema, fractions: Tensor | None):
         ax.text(0, line + .53, text, color="white", fontsize=7, parse_math=False)
         ax.text(1, line + .53, f"{count:.0f}/{total:.0f}", color="white", fontsize=7, ha="right")
         if fractions is not None:
-            ax.plot(fractions[group][winner] / fractions[group].sum(), line + .75, "o", color=PALETTE[4], ms=6, clip_on=False)
+            expected = fractions[group][winner] / fractions[group].sum()
+            ax.plot(expected, line + .75, "o", color=PALETTE[4], markersize=6, clip_on=False)
 
 def _vote_panels(x: Tensor, y: Tensor, fractions, max_n: int, ncols: int):
     "A grid of galaxies, each above its votes"
@@ -947,14 +951,15 @@ def _vote_panels(x: Tensor, y: Tensor, fractions, max_n: int, ncols: int):
     ncols, ids, votes = min(ncols, n), getattr(x, "ids", None) or [""] * n, y.as_subclass(Tensor).float()
     nrows = -(-n // ncols)
     fig = plt.figure(figsize=(1.9 * ncols, 2.65 * nrows), dpi=80, facecolor="black")
-    grid = fig.add_gridspec(2 * nrows, ncols, height_ratios=[1.8, .8] * nrows, left=.015, right=.985, bottom=.015, top=.995,
-                            wspace=.07, hspace=.02)
+    grid = fig.add_gridspec(2 * nrows, ncols, height_ratios=[1.8, .8] * nrows, left=.015, right=.985, bottom=.015,
+                            top=.995, wspace=.07, hspace=.02)
     for i in range(n):
         row, column = 2 * (i // ncols), i % ncols
         ax = fig.add_subplot(grid[row, column])
         ax.set_axis_off()
         _show_galaxy(ax, x[i], ids[i])
-        _vote_bars(fig.add_subplot(grid[row + 1, column]), votes[i], y.schema, None if fractions is None else fractions[i])
+        expected = None if fractions is None else fractions[i]
+        _vote_bars(fig.add_subplot(grid[row + 1, column]), votes[i], y.schema, expected)
 
 # %% ../nbs/20_data.ipynb #caa36b1e
 @dispatch
