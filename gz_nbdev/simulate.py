@@ -43,7 +43,7 @@ class Camera:
 
 # %% ../nbs/15_simulate.ipynb #sim006
 CAMERAS = {c.name: c for c in [
-    Camera("decals", .262, (1.3, 1.2, 1.1), (24.8, 24.2, 23.3), (3800., 4800., 2600.), 424, 0., 17.77),
+    Camera("decals", .262, (1.3, 1.2, 1.1), (24.9, 24.3, 23.4), (3800., 4800., 2600.), 424, 0., 17.77),
     Camera("sdss", .396, (1.4, 1.3, 1.25), (23.1, 22.7, 22.2), (380., 380., 290.), 424, 0., 17.0),
     Camera("hsc", .168, (.77, .76, .58), (26.5, 26.1, 25.9), (34000., 34000., 30000.), 96, .168, 20.5)]}
 
@@ -166,7 +166,7 @@ def _draw_shape(rng, g):
     is_kind = {k: (g.kind == k).to_numpy() for k in g.kind.unique()}
     early, late = g.kind.eq("elliptical").to_numpy(), g.kind.eq("irregular").to_numpy()
     lenticular = g.kind.eq("lenticular").to_numpy()
-    fraction = np.where(lenticular, rng.beta(5, 7, n), np.exp(rng.normal(-1.9, .9, n)).clip(.003, .6))
+    fraction = np.where(lenticular, rng.beta(5, 7, n), np.exp(rng.normal(-1.75, .9, n)).clip(.003, .6))
     g["bulge_fraction"] = np.where(early, 1., np.where(late, .003, fraction))
     g["sersic_n"] = np.where(early, rng.uniform(3, 6, n), rng.uniform(1, 4, n))
     cos_i = rng.uniform(0, 1, n)
@@ -177,7 +177,7 @@ def _draw_shape(rng, g):
     g["position_angle"] = rng.uniform(0, 180, n)
     g["disc_n"] = rng.normal(.78, .2, n).clip(.4, 1.25)
     g["disc_r50"] = g.r50 * (1 + .5 * g.bulge_fraction)
-    g["bulge_r50"] = np.where(early, g.r50, g.r50 * rng.uniform(.08, .22, n) * (.5 + g.bulge_fraction))
+    g["bulge_r50"] = np.where(early, g.r50, g.r50 * rng.uniform(.06, .19, n) * (.5 + g.bulge_fraction))
     g["height"] = rng.uniform(.08, .2, n)
     g["edge_on_bulge"] = np.where(~g.edge_on, "", np.where(g.bulge_fraction < .05, "none",
                                   _pick(rng, n, ["rounded", "boxy"], [.75, .25])))
@@ -218,7 +218,7 @@ def _draw_features(rng, g):
     g["ring_width"] = radius * rng.uniform(.1, .2, n)
     g["ring_axis_ratio"], g["ring_gap"] = rng.uniform(.82, 1, n), rng.beta(1, 2, n)
     for name in ["arm", "bar", "ring", "clump", "dust"]: g[f"{name}_strength"] = _strength(rng, n)
-    g["clumpy"] = g.kind.isin(["spiral", "irregular"])
+    g["clumpy"] = g.kind.isin(["spiral", "irregular"]) & ~g.edge_on
     g["dusty"] = g.kind.eq("spiral") | (g.edge_on & (rng.random(n) < .5))
     g["lopsided"] = np.where(g.kind == "irregular", rng.uniform(.1, .4, n), rng.rayleigh(.05, n).clip(0, .3))
     return g
@@ -235,10 +235,10 @@ def _draw_rare(rng, g):
     g["companion_axis_ratio"], g["companion_position_angle"] = rng.uniform(.4, 1, n), rng.uniform(0, 180, n)
     g["tail_pitch"], g["tail_turn"] = rng.uniform(25, 55, n), rng.uniform(.9, 2.4, n)
     g["tail_balance"] = rng.uniform(.1, 1, n)
-    g["einstein_radius"] = rng.uniform(1., 2.6, n)
+    g["einstein_radius"] = 1.2 + 3.2 * rng.beta(1.3, 3, n)
     offset, angle = .45 * np.sqrt(rng.random(n)), rng.uniform(0, 2 * np.pi, n)
     g["source_x"], g["source_y"] = g.einstein_radius * offset * np.cos(angle), g.einstein_radius * offset * np.sin(angle)
-    g["source_r50"], g["source_axis_ratio"] = rng.uniform(.12, .35, n), rng.uniform(.4, 1, n)
+    g["source_r50"], g["source_axis_ratio"] = rng.uniform(.2, .5, n), rng.uniform(.4, 1, n)
     g["artefact_kind"] = np.where(g.artefact, _pick(rng, n, ["trail", "star", "band", "size"], [.3, .3, .2, .2]), "")
     g["artefact_angle"], g["artefact_offset"] = rng.uniform(0, 360, n), rng.uniform(-.3, .3, n)
     g["artefact_band"] = rng.integers(0, 3, n)
@@ -282,16 +282,16 @@ def _set_strengths(g, camera):
     spacing = 2 * np.pi * 1.2 * g.r50 * np.sin(np.radians(g.pitch.fillna(20))) / g.arms.clip(lower=1).clip(upper=4) * minor
     _amplitude(g, camera, "arm", g.arms > 0, under, wave(spacing), 2.2 * disc)
     disc, under = at(.5 * g.bar_length)
-    _amplitude(g, camera, "bar", g.bar, under, ridge(.6 * g.bar_length * g.bar_axis_ratio), 2.5 * disc)
+    _amplitude(g, camera, "bar", g.bar, under, .65 * ridge(.6 * g.bar_length * g.bar_axis_ratio), 2.5 * disc)
     disc, under = at(g.ring_radius)
     _amplitude(g, camera, "ring", g.ring, under, ridge(g.ring_width * minor) * wave(1.3 * g.ring_radius * minor), 3. * disc)
     disc, under = at(g.r50)
-    _amplitude(g, camera, "clump", g.clumpy, under, ridge(.12 * g.r50)**2, 1.5 * disc)
-    _amplitude(g, camera, "dust", g.dusty, under, ridge(.15 * g.r50), .6 * disc)
+    _amplitude(g, camera, "clump", g.clumpy, under, .7, 1.5 * disc)
+    _amplitude(g, camera, "dust", g.dusty, under, ridge(.1 * g.r50), np.where(g.edge_on, 2.5, .6) * disc)
     disc, under = at(2.5 * g.r50)
-    _amplitude(g, camera, "merger", g.merger, under, ridge(.35 * g.r50), np.inf)
+    _amplitude(g, camera, "merger", g.merger, under, .75 * ridge(.35 * g.r50), np.inf)
     disc, under = at(g.einstein_radius)
-    _amplitude(g, camera, "arc", g.arc, under, ridge(g.source_r50), np.inf)
+    _amplitude(g, camera, "arc", g.arc, under, .55 * ridge(.65 * g.source_r50), np.inf)
     _amplitude(g, camera, "artefact", g.artefact, 0 * under, 1., np.inf)
     return g
 
@@ -397,7 +397,7 @@ def _face_on(p, x, y):
     shear = winding * cot * log_r
     texture = _polar_sample(_texture(p["seed"], 10), angle - shear, (log_r + 3) / 5)
     clumps = torch.exp(.75 * texture - .28)
-    phase = m * (angle - _col(p["arm_phase"]) - shear) + .6 * _polar_sample(_texture(p["seed"], 20, 8, 16), angle, (log_r + 3) / 5)
+    phase = m * (angle - _col(p["arm_phase"]) - shear) + .8 * _polar_sample(_texture(p["seed"], 20, 8, 16), angle, (log_r + 3) / 5)
     kappa = _col(p["arm_sharpness"])
     crest = torch.exp(kappa * (torch.cos(phase) - 1))
     crest = crest * (1 + .35 * torch.cos(angle - _col(p["arm_phase"]) * 3))
@@ -408,7 +408,7 @@ def _face_on(p, x, y):
     fade = torch.sigmoid((3.2 - r / _col(p["r50"])) * 3)
     reference = disc / _arm_reference(p)
     young = _col(p["arm_brightness"]) * reference * arms * rise * fade
-    young = young + _col(p["clump_brightness"]) * reference * (torch.relu(texture - .8)) * fade
+    young = young + .5 * _col(p["clump_brightness"]) * reference * torch.relu(texture - .8) * fade
     dust = _col(p["dust_brightness"]) / _arm_reference(p) * torch.exp(kappa * 1.5 * (torch.cos(phase + .9) - 1)) * rise * fade * (m > 0)
     ru, rv = _rotate(u, v, p["bar_angle"])
     ring_r = torch.hypot(ru, rv / _col(p["ring_axis_ratio"]))
@@ -439,11 +439,13 @@ def _edge_on(p, x, y):
     h = _col(p["disc_r50"] / 1.678)
     z0 = 2 * h * _col(p["height"])
     flux = 10 ** (.4 * (22.5 - p["magnitude"])) * (1 - p["bulge_fraction"])
-    soft = torch.sqrt(u**2 + (.3 * h)**2)
-    disc = _col(flux) / (4 * h * z0) * torch.exp(-soft / h + .25) / torch.cosh((v / z0).clamp(-20, 20))**2
+    power = 1 / _col(p["disc_n"]).clamp(max=1)  # flatter than an exponential inside, steeper outside
+    length = 1.5 * h * power ** .8
+    norm = 4 * z0 * length * torch.exp(torch.lgamma(1 + 1 / power))
+    disc = _col(flux) / norm * torch.exp(-(u.abs() / length) ** power) / torch.cosh((v / z0).clamp(-20, 20))**2
     clumps = torch.exp(.35 * _polar_sample(_texture(p["seed"], 10), u / h, torch.sigmoid(v / z0)))
     lane = torch.exp(-.5 * (v / (.3 * z0))**2 - u.abs() / (1.5 * h))
-    dust = _col(p["dust_brightness"]) / _arm_reference(p) * lane * 1.5
+    dust = _col(p["dust_brightness"]) / _arm_reference(p) * lane
     return disc * clumps, .15 * disc * clumps, dust
 
 # %% ../nbs/15_simulate.ipynb #sim025
@@ -467,8 +469,9 @@ def _companions(p, x, y):
         slope = torch.tan(torch.deg2rad(_col(p["tail_pitch"])))
         along = torch.log((radius / _col(p["r50"])).clamp(min=.2)) / slope
         across = torch.remainder(turn - along + math.pi, 2 * math.pi) - math.pi
-        width = .16 + .05 * along.clamp(min=0)
-        fade = torch.sigmoid(along * 4 - 1) * torch.sigmoid((_col(p["tail_turn"]) - along) * 4)
+        width = .17 * (radius / _col(p["r50"])).clamp(min=.5) ** -.35
+        fade = torch.sigmoid(along * 4 - 1) * torch.sigmoid((_col(p["tail_turn"]) - along) * 4) * torch.exp(.5 - .5 * along.clamp(min=0))
+        fade = fade * torch.exp(.5 * _polar_sample(_texture(p["seed"], 80 + 8 * side), along, torch.sigmoid(across)))
         tails = tails + _col(weight) * torch.exp(-.5 * (across / width)**2) * fade
     return other, _col(p["merger_brightness"]) * tails
 
@@ -502,10 +505,10 @@ def _scenery(p, size, step, camera, slots=40):
     "Neighbours and stars of the field: positions (pixels), flux in r, colour and shape of each, (N, slots)"
     seed = p["seed"]
     u = _uniform(seed, 40, 9, slots)
-    star = u[:, 0] < .1
+    star = u[:, 0] < .1 * torch.exp(.6 * _normal(seed, 43, 1))
     field = (step * size / 60)**2
     crowd = torch.exp(.45 * _normal(seed, 41, 1, 1)[:, 0])
-    wanted = 24. * field[:, None] * crowd * (camera.native / .262 if camera.name == "hsc" else 1)
+    wanted = 28. * field[:, None] * crowd * (camera.native / .262 if camera.name == "hsc" else 1)
     present = u[:, 1] < (wanted / slots).clamp(max=1)
     limit = 25. - torch.log10((wanted / slots).clamp(min=1)) / .33
     rank = torch.log10(u[:, 2].clamp(min=1e-4))
@@ -515,9 +518,28 @@ def _scenery(p, size, step, camera, slots=40):
     g_r = torch.where(star, .2 + 1.2 * u[:, 4], .35 + .95 * u[:, 4])
     r_z = torch.where(star, g_r**2 * .9 + .05 + .6 * u[:, 8]**3, .8 * g_r + .4 * (u[:, 8] - .3))
     return {"x": u[:, 5] * size, "y": u[:, 6] * size, "flux": flux, "r50": size_of, "g_r": g_r, "r_z": r_z,
-            "q": torch.where(star, 1., .45 + .55 * u[:, 7]), "angle": 180 * _uniform(seed, 42, slots), "star": star}
+            "q": torch.where(star, 1., .45 + .55 * u[:, 7]), "angle": 180 * _uniform(seed, 42, slots), "star": star, "knot": star & False}
 
 # %% ../nbs/15_simulate.ipynb #sim028
+def _knots(p, size, step, slots=16):
+    "Clusters of young stars, along the arms where there are arms: the same columns as the scenery"
+    seed, m = p["seed"], p["arms"][:, None]
+    u = _uniform(seed, 70, 4, slots)
+    r = (.35 + 1.9 * u[:, 0]) * p["r50"][:, None]
+    cot = 1 / torch.tan(torch.deg2rad(p["pitch"].nan_to_num(20.)))[:, None]
+    along = p["winding"][:, None] * cot * torch.log(r / p["r50"][:, None]) + p["arm_phase"][:, None]
+    on_arm = along + 2 * math.pi * (u[:, 1] * m).floor() / m.clamp(min=1) + .35 * _normal(seed, 71, slots) / m.clamp(min=1)
+    angle = torch.where((m > 0) & (u[:, 3] > p["flocculence"][:, None]), on_arm, 2 * math.pi * u[:, 1])
+    a, b = r * torch.cos(angle), r * torch.sin(angle) * p["axis_ratio"][:, None]
+    c, w = torch.cos(torch.deg2rad(p["position_angle"]))[:, None], torch.sin(torch.deg2rad(p["position_angle"]))[:, None]
+    flux = p["clump_brightness"][:, None] * 2.266 * p["seeing_r"][:, None]**2 * u[:, 2]**2 * torch.exp(-.6 * r / p["r50"][:, None])
+    flux = flux * ((p["edge_on"] == 0) & (p["clumpy"] > 0))[:, None]
+    scale, one = step[:, None], torch.ones_like(r)
+    return {"x": (a * c - b * w) / scale + size / 2, "y": (a * w + b * c) / scale + size / 2, "flux": flux, "r50": 0 * r,
+            "g_r": p["young_g_r"][:, None] - .25 * one, "r_z": p["young_r_z"][:, None] - .2 * one, "q": one, "angle": 0 * r,
+            "star": one > 0, "knot": one > 0}
+
+# %% ../nbs/15_simulate.ipynb #sim029
 def _moffat(r2, alpha): return 2.5 / (math.pi * alpha**2) * (1 + r2 / alpha**2) ** -3.5
 
 def _fuzzy(r2, r50, fwhm):
@@ -533,14 +555,16 @@ def _source(r2, s, which, fwhm):
 
 def _add_scenery(bands, p, step, camera):
     "Add the field's sources: faint ones on small stamps, bright ones on the whole picture"
-    s, size = _scenery(p, bands.shape[-1], step, camera), bands.shape[-1]
+    size = bands.shape[-1]
+    field, knots = _scenery(p, size, step, camera), _knots(p, size, step)
+    s = {k: torch.cat([field[k], knots[k]], 1) for k in field}
     n, slots = s["flux"].shape
     fwhm = (p["seeing_r"] / step)[:, None]
     s["pixels"] = (s["r50"] / step[:, None]).clamp(min=.3)
     red = .5 if camera.name != "decals" else 1.
     colour = torch.stack([10 ** (-.4 * s["g_r"]), torch.ones_like(s["flux"]), 10 ** (.4 * red * s["r_z"])], -1)
     flux = s["flux"][..., None] * colour
-    bright = s["flux"] > 10 ** (.4 * (22.5 - 20.5))
+    bright = (s["flux"] > 10 ** (.4 * (22.5 - 20.5))) & ~s["knot"]
     half = int(math.ceil(float(1.4 * (p["seeing_r"] / step).max()) + 2))
     half = min(half, size // 4)
     offset = torch.arange(-half, half + 1, device=step.device)
@@ -573,7 +597,7 @@ def _add_scenery(bands, p, step, camera):
         bands.index_add_(0, rows, shape[:, None] * flux[rows, slot][:, :, None, None])
     return bands
 
-# %% ../nbs/15_simulate.ipynb #sim029
+# %% ../nbs/15_simulate.ipynb #sim030
 def _spoil(bands, p, x, y, step, camera):
     "Satellite trails, saturated stars and bad bands"
     area = camera.native**2
@@ -597,21 +621,26 @@ def _spoil(bands, p, x, y, step, camera):
         u, v = _rotate(dx, dy, torch.full_like(direction, 45.))
         width = _col(p["seeing_r"][t]) * .35
         spikes = torch.exp(-.5 * (u / width)**2) + torch.exp(-.5 * (v / width)**2)
-        halo = (_col(distance) / r)**2.2 + 8 * spikes * (_col(distance) / r)**1.5 * torch.exp(-r / (2 * _col(distance)))
-        star = (_col(bright[t]) * halo)[:, None].expand(-1, 3, -1, -1)
-        bands[t] += star.clamp(max=40.)
+        far = r / _col(distance)
+        halo = far ** -2.8 + 3 * spikes * far ** -1.5 * torch.exp(-1.5 * far)
+        bleed = 30 * torch.exp(-.5 * (dx / width)**2 - dy.abs() / (.25 * _col(distance)))
+        colour = torch.tensor([.6, 1., 1.25], device=step.device).view(1, 3, 1, 1)
+        bands[t] += ((_col(bright[t]) * (halo + bleed))[:, None] * colour).clamp(max=40.)
     return bands
 
 def _bad_band(bands, p, noise):
     "One band gone wrong: striped and offset"
-    t = _is(p, "artefact_kind", "band").nonzero()[:, 0]
+    t, size = _is(p, "artefact_kind", "band").nonzero()[:, 0], bands.shape[-1]
     if len(t):
-        stripes = _normal(p["seed"][t], 60, bands.shape[-1], 1)
+        stripes = F.interpolate(_normal(p["seed"][t], 60, 1, 160), size=size, mode="linear")[:, 0, :, None]
+        height = (torch.arange(size, device=noise.device) / size - .5)[None, :, None]
+        wide = .02 + .3 * _col(_uniform(p["seed"][t], 61, 1)[:, 0])**2
+        strip = (((height - _col(p["artefact_offset"][t])).abs() < wide) * (1 + .5 * stripes))
         band = p["artefact_band"][t].long()
-        bands[t, band] += (stripes + .5) * _col(p["artefact_strength"][t] * noise[t, band]) * .3
+        bands[t, band] += strip * _col(p["artefact_strength"][t] * noise[t, band]) * .4
     return bands
 
-# %% ../nbs/15_simulate.ipynb #sim030
+# %% ../nbs/15_simulate.ipynb #sim031
 def _light(p, size, camera):
     "Everything but noise: (N, 3, size, size) nanomaggies per detector pixel"
     x, y, step = _sky(p, size, camera.frame)
@@ -630,17 +659,17 @@ def _light(p, size, camera):
     rows = (p["companion"] > 0).nonzero()[:, 0]
     if len(rows):
         other, tails = _companions(_take(p, rows), x[rows], y[rows])
-        bands[rows] += other[:, None] * sed["disc"][rows] + tails[:, None] * sed["young"][rows]
+        bands[rows] += other[:, None] * sed["disc"][rows] + tails[:, None] * (.5 * (sed["disc"] + sed["young"]))[rows]
     rows = (p["arc"] > 0).nonzero()[:, 0]
     if len(rows):
-        blue = torch.tensor([.9, 1., 1.05], device=step.device).view(3, 1, 1)
+        blue = torch.tensor([.95, 1., .95], device=step.device).view(3, 1, 1)
         bands[rows] += _arcs(_take(p, rows), x[rows], y[rows])[:, None] * blue
     bands = _blur(bands, p, step) * camera.native**2
     # a source's flux lands on pixels of step^2, brightness is counted in detector pixels
     scene = _add_scenery(torch.zeros_like(bands), p, step, camera) * (camera.native / step)[:, None, None, None]**2
     return _spoil(bands + scene, p, x, y, step, camera)
 
-# %% ../nbs/15_simulate.ipynb #sim031
+# %% ../nbs/15_simulate.ipynb #sim032
 def _noisy(bands, p, camera):
     "Sky and photon noise of the detector, resampled to the picture's pixels"
     size = bands.shape[-1]
@@ -658,7 +687,7 @@ def _noisy(bands, p, camera):
     sigma = torch.sqrt(sky[:, :, None, None]**2 + bands.clamp(min=0) / gain)
     return _bad_band(bands + unit * spread * sigma, p, sky)
 
-# %% ../nbs/15_simulate.ipynb #sim032
+# %% ../nbs/15_simulate.ipynb #sim033
 def render(
     params: pd.DataFrame,    # a table as `draw_galaxies` gives it
     size: int = 128,         # side of the picture, pixels: it always shows the same piece of sky
@@ -673,7 +702,7 @@ def render(
         light = _light(p, size, camera)
         return _noisy(light, p, camera) if noise else light
 
-# %% ../nbs/15_simulate.ipynb #sim033
+# %% ../nbs/15_simulate.ipynb #sim034
 COMPOSE = {"decals": compose_decals, "sdss": compose_lupton, "hsc": compose_lupton}
 
 def _picture(p, size, camera):
@@ -685,7 +714,7 @@ def _picture(p, size, camera):
     if finer > 1: rgb = F.avg_pool2d(rgb, finer)
     return rgb.mul(255).round_().to(torch.uint8)
 
-# %% ../nbs/15_simulate.ipynb #sim034
+# %% ../nbs/15_simulate.ipynb #sim035
 def take_pictures(
     params: pd.DataFrame,    # a table as `draw_galaxies` gives it
     size: int = 128,         # side of the picture, pixels
@@ -703,7 +732,7 @@ def take_pictures(
             out[start:start + chunk] = _picture(_take(p, rows), size, camera).cpu()
     return out
 
-# %% ../nbs/15_simulate.ipynb #sim035
+# %% ../nbs/15_simulate.ipynb #sim036
 def _seen(strength, half=9., slope=2.2):
     "Share of people who notice a feature of this signal to noise: half of them at 9"
     s = np.maximum(np.asarray(strength, dtype=float), 1e-6)
@@ -716,7 +745,7 @@ def _ordered(value, edges, width):
     below = [_logistic((np.asarray(edge) - value) / width) for edge in edges]
     return np.diff(np.stack([np.zeros_like(value), *below, np.ones_like(value)], -1), axis=-1).T
 
-# %% ../nbs/15_simulate.ipynb #sim036
+# %% ../nbs/15_simulate.ipynb #sim037
 def _opinions(g):
     "What shows, and what the average person would answer: weights by question and answer"
     arms, bar, ring = _seen(g.arm_strength) * (g.arms > 0), _seen(g.bar_strength) * g.bar, _seen(g.ring_strength) * g.ring
@@ -727,7 +756,7 @@ def _opinions(g):
     disc = .12 * (1 - g.bulge_fraction) * resolved
     featured = 1 - (1 - .96 * arms) * (1 - .6 * bar) * (1 - .75 * ring) * (1 - .6 * clumps) * (1 - disc) \
         * (1 - .65 * flat * resolved) * (1 - .5 * tails) * (1 - .2 * arc)
-    artifact = .06 + .87 * bad
+    artifact = .08 + .85 * bad
     featured = .03 + .92 * featured
     arms_said, bar_said = (.97 * arms / featured).clip(upper=.97), (bar / featured.clip(lower=.4)).clip(upper=.95)
     q = np.sqrt((g.axis_ratio**2 * g.r50**2 + .3 * g.seeing_r**2) / (g.r50**2 + .3 * g.seeing_r**2))
@@ -775,7 +804,7 @@ def _opinions(g):
                      "saturation": .05 + .6 * kinds["star"], "other": .1 + kinds["band"], "ghost": .03 + 0 * odd},
         "ring": yes_no(ring)}
 
-# %% ../nbs/15_simulate.ipynb #sim037
+# %% ../nbs/15_simulate.ipynb #sim038
 def vote_model(
     params: pd.DataFrame,  # a table as `draw_galaxies` gives it
     schema: Schema,        # whose questions are asked
@@ -793,7 +822,7 @@ def vote_model(
     clarity = np.abs(np.asarray(featured["smooth"] - featured["featured-or-disk"], dtype=float))
     return np.concatenate(columns, -1), 8 + 32 * clarity
 
-# %% ../nbs/15_simulate.ipynb #sim038
+# %% ../nbs/15_simulate.ipynb #sim039
 def draw_votes(
     expected: np.ndarray,    # (N, answers) expected fractions m, answers in the schema's order
     agreement: np.ndarray,   # (N,) how alike people see a galaxy, A
@@ -820,7 +849,7 @@ def draw_votes(
             votes[rows, answers[0]:answers[-1] + 1] = cast[:len(expected[rows])]
     return fractions, votes
 
-# %% ../nbs/15_simulate.ipynb #sim039
+# %% ../nbs/15_simulate.ipynb #sim040
 @dataclass
 class Survey:
     "A simulated survey: what a person would have (catalog, pictures) and what nobody has (truth)"
@@ -828,7 +857,7 @@ class Survey:
     truth: pd.DataFrame           # id_str, parameters, expected and true fractions, agreement, flags, strengths
     images: Tensor | None = None  # (N, 3, size, size) uint8; None when they are on disk
 
-# %% ../nbs/15_simulate.ipynb #sim040
+# %% ../nbs/15_simulate.ipynb #sim041
 def _save_jpeg(picture, path):
     temporary = path.with_suffix(".part")
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, "JPEG", quality=90)
@@ -839,7 +868,7 @@ def _save_table(table, path):
     table.to_parquet(temporary, index=False)
     temporary.replace(path)
 
-# %% ../nbs/15_simulate.ipynb #sim041
+# %% ../nbs/15_simulate.ipynb #sim042
 def simulate_survey(
     n: int = 3000,           # galaxies
     size: int = 128,         # side of the pictures, pixels
