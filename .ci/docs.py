@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from html import escape
 from html.parser import HTMLParser
 from inspect import isclass, isfunction
 from pathlib import Path
@@ -56,20 +55,6 @@ def relinked(text: str, depth: int) -> str:
                   lambda m: f"]({nbpath2html(m[1]).as_posix()}{m[2] or ''})", text)
 
 
-def sized(notebook: dict) -> dict:
-    "Plots are stored at twice the size asked for, so that they are sharp: show them at the size asked for"
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            asked = re.match(r"<Figure size (\d+)", "".join(data.get("text/plain", "")))
-            if "image/png" not in data or not asked: continue
-            alt = re.search(r'^#\| fig-alt: *"?(.*?)"?$', "".join(cell["source"]), flags=re.MULTILINE)
-            source = "data:image/png;base64," + "".join("".join(data["image/png"]).split())
-            text = escape(alt[1] if alt else "Figure")
-            output["data"] = {"text/html": f'<img src="{source}" width="{asked[1]}" alt="{text}">'}
-    return notebook
-
-
 def stage(into: Path) -> None:
     "Put what the renderer reads into the folder `into`: each notebook under the name of its page"
     from nbdev.config import nbpath2html
@@ -81,7 +66,7 @@ def stage(into: Path) -> None:
         text, page = relinked(path.read_text(encoding="utf-8"), len(path.relative_to(into).parts) - 1), page_of(path)
         path.unlink()
         if page.exists(): raise SystemExit(f"two notebooks would become the page {page.relative_to(into)}")
-        page.write_text(json.dumps(sized(json.loads(text))), encoding="utf-8")
+        page.write_text(text, encoding="utf-8")
 
 
 def render(source: Path) -> list[str]:
@@ -92,6 +77,25 @@ def render(source: Path) -> list[str]:
     if SITE.exists(): shutil.rmtree(SITE)
     pages.build()
     return [w for w in pages.warnings if not any(known in w for known in ONLY_QUARTO)]
+
+
+def plots_at_their_size(staged: Path) -> None:
+    "Plots are stored at twice the size asked for, so that they are sharp: show them at the size asked for"
+    widths = {}
+    for path in staged.rglob("*.ipynb"):
+        for output in (o for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])):
+            data = {kind: "".join(value) for kind, value in output.get("data", {}).items()}
+            asked = re.match(r"<Figure size (\d+)", data.get("text/plain", ""))
+            if asked and "image/png" in data: widths[data["image/png"].strip()] = asked[1]
+    def widen(found): return found[0] + (f' width="{widths[found[1]]}"' if found[1] in widths else "")
+    for page in SITE.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(re.sub(r'src="data:image/png;base64,([^"]+)"', widen, text), encoding="utf-8")
+
+
+def markdown_copies() -> None:
+    "Each page as Markdown, at the address that nbdev writes into the docstring of its module"
+    for path in SITE.rglob("*.llms.md"): shutil.copy(path, path.with_name(path.name.replace(".llms.md", ".html.md")))
 
 
 def maths_offline() -> None:
@@ -168,6 +172,8 @@ def build() -> None:
         staged = Path(tmp) / "site"
         stage(staged)
         warnings = render(staged)
+        plots_at_their_size(staged)
+    markdown_copies()
     maths_offline()
     wrong = warnings + broken_links(SITE) + undocumented(SITE)
     if wrong: raise SystemExit("The site is not right:\n" + "\n".join(wrong))

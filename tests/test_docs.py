@@ -2,6 +2,7 @@
 import functools
 import http.server
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,12 @@ def test_every_notebook_is_a_page(site):
     notebooks = [p.relative_to(ROOT / "nbs") for p in (ROOT / "nbs").rglob("*.ipynb")]
     pages = {nbpath2html(p) for p in notebooks if not any(part[0] in "_." for part in p.parts)}
     assert pages <= {p.relative_to(site) for p in site.rglob("*.html")}
+
+
+def test_docstrings_point_at_pages(site):
+    for path in (ROOT / "gz_nbdev").glob("*.py"):
+        found = re.search(r"^Docs: \S+/gz_nbdev/(\S+?)\W*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        if path.name[0] != "_": assert (site / found[1]).is_file(), f"the docstring of {path.name} points at {found[1]}"
 
 
 def test_a_broken_link_is_found(docs, tmp_path):
