@@ -26,14 +26,15 @@ from fastcore.basics import patch
 
 from .schema import InputError, Schema, get_schema, near_names, schema_names
 
-# %% ../nbs/05_catalog.ipynb #71ff8bbe
+# %% ../nbs/05_catalog.ipynb #72aac223
 ID_NAMES = ("id_str", "iauname", "dr7objid", "objid", "galaxyid", "galaxy_id", "pgcname", "asset_id", "subject_id",
             "objectid", "object_id", "source_id", "zooid", "id", "name")  # the first that is unique serves as id_str
 FILE_NAMES = ("file_loc", "png_loc", "local_png_loc", "jpg_loc", "image_path", "filepath", "filename", "file_name",
               "file", "path")
 RA_NAMES = ("ra", "radeg", "ra_deg", "raj2000", "_raj2000", "right_ascension", "target_ra", "alpha_j2000")
 DEC_NAMES = ("dec", "decdeg", "de_deg", "dec_deg", "dej2000", "_dej2000", "declination", "target_dec", "delta_j2000")
-_ID = re.compile(r"(^|[_\s-])id(s|_str)?$|(obj|object|galaxy|subject|zoo|asset|brick|source|sdss)_?id(_str)?$|name$", re.I)
+_ID = re.compile(r"(^|[_\s-])id(s|_str)?$|name$|(obj|object|galaxy|subject|zoo|asset|brick|source|sdss)_?id(_str)?$",
+                 re.IGNORECASE)
 
 def _known(columns, names: tuple) -> list:
     "The `columns` whose lower-case name is in `names`, in the order of `names`"
@@ -58,25 +59,26 @@ def _header(path: Path) -> tuple[str, list]:   # separator, names of the columns
     if twice: raise InputError(f"{path.name}: column {twice[0]!r} comes twice in the first line; rename one of the two")
     return separator, names
 
-# %% ../nbs/05_catalog.ipynb #19015029
+# %% ../nbs/05_catalog.ipynb #b3e72dc1
 def _read_text(path: Path) -> pd.DataFrame:
     "A CSV, or its kin with `;`, tabs or spaces"
     try:
         separator, names = _header(path)
         if not names: raise InputError(f"{path.name} is empty: it has no line with the names of the columns")
-        ids = [name for name in names if _is_id(name)]
-        table = pd.read_csv(path, sep=separator, names=names, header=0, encoding="utf-8-sig", dtype={c: str for c in ids},
-                            keep_default_na=False, na_values={c: _BLANKS for c in names if c not in ids},
-                            low_memory=False)
-    except (UnicodeDecodeError, csv.Error, pd.errors.ParserError, pd.errors.EmptyDataError, EOFError, gzip.BadGzipFile) as e:
-        raise InputError(f"{path.name} cannot be read as a table of text: {e}. Save it as CSV in UTF-8, one row a galaxy, "
-                         "every row with as many cells as the first") from e
+        text = {name: str for name in names if _is_id(name)}
+        table = pd.read_csv(path, sep=separator, names=names, header=0, encoding="utf-8-sig", dtype=text,
+                            low_memory=False, keep_default_na=False,
+                            na_values={c: _BLANKS for c in names if c not in text})
+    except InputError: raise
+    except (ValueError, csv.Error, EOFError, OSError, pd.errors.ParserError) as e:  # as pandas, csv and gzip complain
+        raise InputError(f"{path.name} cannot be read as a table of text: {e}. Save it as CSV in UTF-8, one row a "
+                         "galaxy, every row with as many cells as the first") from e
     if not isinstance(table.index, pd.RangeIndex):
         raise InputError(f"{path.name}: rows have more cells than the {len(names)} names in the first line "
                          f"({', '.join(names[:4])}, ...): every row needs one cell a column")
     return table
 
-# %% ../nbs/05_catalog.ipynb #a4fd7cec
+# %% ../nbs/05_catalog.ipynb #eb086758
 def _as_text(values) -> list:
     "Whole numbers and bytes to text, missing to '', text as it is"
     return ["" if value is None or value is pd.NA or value is np.ma.masked or value != value else
@@ -88,7 +90,8 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     import pyarrow.parquet as pq
     try:
         with pq.ParquetFile(path) as file:
-            simple = [f.name for f in file.schema_arrow if not (pa.types.is_nested(f.type) or pa.types.is_binary(f.type))]
+            simple = [field.name for field in file.schema_arrow
+                      if not (pa.types.is_nested(field.type) or pa.types.is_binary(field.type))]
             columns = file.read(columns=simple)
             skipped = [name for name in file.schema_arrow.names if name not in simple]
     except (pa.ArrowException, OSError) as e:
@@ -123,7 +126,7 @@ def _read_astropy(path: Path, format: str) -> pd.DataFrame:
             raise InputError(f"{path.name} cannot be read as {format}: {type(e).__name__}: {e}") from e
     return _from_astropy(table)
 
-# %% ../nbs/05_catalog.ipynb #e237b20d
+# %% ../nbs/05_catalog.ipynb #e3e3293a
 FORMATS = {".csv": "text", ".tsv": "text", ".txt": "text", ".dat": "text", ".parquet": "parquet", ".pq": "parquet",
            ".fits": "fits", ".fit": "fits", ".xml": "votable", ".vot": "votable", ".votable": "votable",
            ".ecsv": "ascii.ecsv"}
@@ -137,12 +140,12 @@ def _read_file(path: Path) -> pd.DataFrame:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
     if suffix not in FORMATS:
-        raise InputError(f"{path.name}: no reader for {suffix or 'a name without a suffix'!r}; save the table as one of "
-                         f"{', '.join(FORMATS)}")
+        raise InputError(f"{path.name}: no reader for {suffix or 'a name without a suffix'!r}; save the table as one "
+                         f"of {', '.join(FORMATS)}")
     readers = {"text": _read_text, "parquet": _read_parquet}
     return readers[FORMATS[suffix]](path) if FORMATS[suffix] in readers else _read_astropy(path, FORMATS[suffix])
 
-# %% ../nbs/05_catalog.ipynb #d24068e7
+# %% ../nbs/05_catalog.ipynb #f381f4dd
 def read_table(
     source,             # path (CSV, parquet, FITS, VOTable, ECSV), DataFrame or astropy Table
 ) -> pd.DataFrame:      # a copy; ids are text, numbers are numbers
@@ -163,11 +166,22 @@ def _refuse_float_ids(table: pd.DataFrame, where: str) -> None:
     for column in _known(table.columns, ID_NAMES)[:1]:
         if table[column].dtype.kind == "f":
             shown = ", ".join(f"{value:.17g}" for value in table[column][:3])
-            raise InputError(f"{where}: the ids in column {column!r} are floats ({shown}), which keep 16 digits: longer ids "
-                             "are already others' by now. Read or save that column as text again "
+            raise InputError(f"{where}: the ids in column {column!r} are floats ({shown}), which keep 16 digits: "
+                             "longer ids are others' by now. Read or save that column as text again "
                              "(pandas: dtype=str, keep_default_na=False)")
 
-# %% ../nbs/05_catalog.ipynb #6d29f574
+# %% ../nbs/05_catalog.ipynb #2b67a925
+def _need(table: pd.DataFrame, columns, which: str) -> None:
+    "An error where `table` lacks one of `columns`"
+    for column in columns:
+        if column not in table:
+            raise InputError(f"The {which} table has no column {column!r}: {near_names(column, table.columns)}")
+
+def _count(n: int, noun: str) -> str:
+    "`n` of them, in good grammar"
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun[:-1]}ies" if noun.endswith("xy") else f"{n:,} {noun}s"
+
+# %% ../nbs/05_catalog.ipynb #9fb57a13
 _PLACES = ("{file}", "images/{file}", "{name}", "images/{name}")
 _PLACES_BY_ID = ("{file}.jpg", "images/{file}.jpg", "{file}.png", "images/{file}.png", "{file:.4}/{file}.png")
 
@@ -196,8 +210,8 @@ def _add_id(table: pd.DataFrame, notes: list) -> pd.DataFrame:
         notes.append(f"id_str is the name of the picture in {files[0]!r}")
         ids = [Path(name).name.rsplit(".", 1)[0] if isinstance(name, str) else "" for name in table[files[0]]]
     else:
-        raise InputError(f"No column names the galaxies: {near_names('id_str', table.columns)} Rename the column of ids to "
-                         "'id_str', and read it as text")
+        raise InputError(f"No column names the galaxies: {near_names('id_str', table.columns)} Rename the column of "
+                         "ids to 'id_str', and read it as text")
     return table.assign(id_str=pd.Series(ids, index=table.index, dtype="str"))
 
 # %% ../nbs/05_catalog.ipynb #7c67b7d9
@@ -226,7 +240,7 @@ def _add_position(table: pd.DataFrame, notes: list) -> pd.DataFrame:
             if known[0].lower() != name: notes.append(f"{name} is {known[0]!r}")
     return table
 
-# %% ../nbs/05_catalog.ipynb #2cf20d35
+# %% ../nbs/05_catalog.ipynb #3c9100eb
 @lru_cache
 def _vote_columns() -> frozenset:
     "Every vote column of every campaign, with and without its suffix"
@@ -256,7 +270,7 @@ def _clean_votes(table: pd.DataFrame, schema: Schema, notes: list) -> int:
         if pd.api.types.is_numeric_dtype(table[column]) and table[column].isna().any():
             blank += int(table[column].isna().sum())
             table[column] = table[column].fillna(0)
-    if blank: notes.append(f"{blank:,} blank votes are 0: nobody was asked")
+    if blank: notes.append(f"{_count(blank, 'blank vote')} made 0: nobody was asked")
     return blank
 
 # %% ../nbs/05_catalog.ipynb #555b1219
@@ -279,7 +293,7 @@ def _standard(
                        schema=schema.to_dict() if schema else None)
     return table
 
-# %% ../nbs/05_catalog.ipynb #a665e907
+# %% ../nbs/05_catalog.ipynb #ddeab3c3
 _FEATURED, _SMOOTH = "smooth-or-featured_featured-or-disk_fraction", "smooth-or-featured_smooth_fraction"
 _FACE_ON, _RING = "disk-edge-on_no_fraction", "rare-features_ring_fraction"
 
@@ -289,9 +303,7 @@ def read_ring_catalog(
 ) -> pd.DataFrame:  # catalog with `ring`, 0 or 1
     "The ring catalogues of Walmsley et al. 2022, with their cuts made: featured > .25, face-on > .75"
     table = read_table(source)
-    missing = [c for c in (_FACE_ON, *(() if _SMOOTH in table else (_FEATURED,))) if c not in table]
-    if missing or not {"ring", _RING} & set(table.columns):
-        raise InputError(f"Not a ring catalogue: it needs {_FEATURED!r}, {_FACE_ON!r} and 'ring' or {_RING!r}")
+    _need(table, [_FACE_ON, *([] if _SMOOTH in table else [_FEATURED]), *([] if _RING in table else ["ring"])], "ring")
     featured = table[_FEATURED] > .25 if _FEATURED in table else table[_SMOOTH] < .75
     chosen = featured & (table[_FACE_ON] > .75)
     notes = [f"{(~chosen).sum():,} of {len(table):,} galaxies left out: not featured (> .25) and face-on (> .75)"]
@@ -301,7 +313,7 @@ def read_ring_catalog(
         table, chosen = table.assign(ring=(table[_RING] > .25).astype(int)), chosen & clear
     return _standard(table[chosen], root, "ring", notes)
 
-# %% ../nbs/05_catalog.ipynb #27de34cb
+# %% ../nbs/05_catalog.ipynb #d498019a
 _TASKS = {"smooth-or-featured": "t01 1 2 3", "disk-edge-on": "t02 4 5", "bar": "t03 6 7", "has-spiral-arms": "t04 8 9",
           "bulge-size": "t05 13 12 11 10", "something-odd": "t06 14 15", "how-rounded": "t07 16 17 18",
           "odd-feature": "t08 19 20 21 22 23 24 38", "bulge-shape": "t09 25 26 27", "spiral-winding": "t10 28 29 30",
@@ -325,18 +337,19 @@ def read_hart16(
         match = re.fullmatch(r"(t\d\d)_.*_(a\d\d)_.*_weighted_fraction", column)
         if match and match.groups() in _hart16_columns(): named[_hart16_columns()[match.groups()]] = column
     missing = [c for c in schema.columns if c not in named]
-    if missing or "total_classifications" not in table:
-        raise InputError(f"Not the table of Hart et al. 2016: it lacks {'total_classifications' if not missing else missing}")
-    fractions = table[[named[c] for c in schema.columns]].fillna(0).set_axis([f"{c}_fraction" for c in schema.columns], axis=1)
+    missing += [c for c in ["total_classifications"] if c not in table]
+    if missing: raise InputError(f"Not the table of Hart et al. 2016: it lacks {', '.join(missing)}")
+    fractions = table[[named[c] for c in schema.columns]].fillna(0)
+    fractions.columns = [f"{c}_fraction" for c in schema.columns]
     totals = schema.proportion_asked(fractions).mul(table.total_classifications, axis=0)
     totals.columns = [f"{q.name}_total-votes" for q in schema.questions]
     votes = schema.expected_votes(fractions, totals).round()
     few = int((schema.totals(votes) < 5).to_numpy().sum())
-    notes = [f"votes are fractions times the number asked, rounded: a child may exceed its parent by 1. {few:,} questions "
-             "had fewer than 5 answers: leave them out when fractions are compared"]
+    notes = ["votes are fractions times the number asked, rounded: a child may exceed its parent by 1. "
+             f"{few:,} questions had fewer than 5 answers: leave them out when fractions are compared"]
     return _standard(pd.concat([table, votes], axis=1), root, None, notes)
 
-# %% ../nbs/05_catalog.ipynb #7e7bf4e2
+# %% ../nbs/05_catalog.ipynb #3a4d6d1a
 def read_kaggle(
     source,         # path or table with GalaxyID and Class1.1 .. Class11.6
     root=None,      # folder of the pictures, named by GalaxyID
@@ -347,14 +360,13 @@ def read_kaggle(
         task, *numbers = _TASKS[question.text].split()
         order = np.argsort(np.argsort([int(n) for n in numbers])) + 1
         names = [f"Class{int(task[1:])}.{place}" for place in order]
-        if missing := [name for name in names if name not in table]:
-            raise InputError(f"Not the Kaggle table: it lacks {', '.join(missing)}")
+        _need(table, names, "Kaggle")
         asked = table[names].sum(axis=1).where(lambda total: total > 1e-6)
         fractions |= {f"{c}_fraction": table[name] / asked for c, name in zip(question.columns, names)}
     notes = ["fractions, not counts: the challenge does not say how many were asked"]
     return _standard(pd.concat([table, pd.DataFrame(fractions)], axis=1), root, None, notes)
 
-# %% ../nbs/05_catalog.ipynb #e14b225a
+# %% ../nbs/05_catalog.ipynb #1c606755
 GZ1_CLASSES = ("elliptical", "clockwise", "anticlockwise", "edge-on", "unknown", "merger")
 
 def read_efigi(
@@ -364,8 +376,7 @@ def read_efigi(
     "EFIGI; a ring is an inner, outer or pseudo-ring of strength .5 or more, and undefined counts as none"
     table = read_table(source)
     strengths = ["Inner_Ring", "Outer_Ring", "Pseudo_Ring"]
-    if missing := [c for c in strengths if c not in table]:
-        raise InputError(f"Not the EFIGI table: it lacks {', '.join(missing)}")
+    _need(table, strengths, "EFIGI")
     return _standard(table.assign(ring=(table[strengths] >= .5).any(axis=1).astype(int)), root, "ring")
 
 def read_gz1(
@@ -374,14 +385,16 @@ def read_gz1(
 ) -> pd.DataFrame:  # catalog with `label`, one of `GZ1_CLASSES`
     "Galaxy Zoo 1 classes by name"
     table = read_table(source)
+    _need(table, ["CLASS"], "Galaxy Zoo 1")
     strange = table.CLASS[~table.CLASS.isin(range(6))]
-    if len(strange): raise InputError(f"CLASS should be 0 to 5, but row {strange.index[0]} has {strange.iloc[0]!r}")
+    if len(strange): raise InputError(f"CLASS should be 0 to 5, but row {strange.index[0]} has {strange.iloc[0]}")
     return _standard(table.assign(label=table.CLASS.map(lambda number: GZ1_CLASSES[int(number)])), root, "label")
 
-# %% ../nbs/05_catalog.ipynb #4ef4703b
-_SIGNS = ((("t01_smooth_or_features_a01_smooth_weighted_fraction",), read_hart16), (("Class1.1", "Class11.6"), read_kaggle),
-          ((_RING, _FACE_ON), read_ring_catalog), (("ring", _FEATURED, _FACE_ON), read_ring_catalog),
-          (("Inner_Ring", "Outer_Ring", "Pseudo_Ring"), read_efigi), (("OBJID", "CLASS"), read_gz1))
+# %% ../nbs/05_catalog.ipynb #5c797953
+_SIGNS = ((("t01_smooth_or_features_a01_smooth_weighted_fraction",), read_hart16),
+          (("Class1.1", "Class11.6"), read_kaggle), ((_RING, _FACE_ON), read_ring_catalog),
+          (("ring", _FEATURED, _FACE_ON), read_ring_catalog), (("OBJID", "CLASS"), read_gz1),
+          (("Inner_Ring", "Outer_Ring", "Pseudo_Ring"), read_efigi))
 
 def read_catalog(
     source,         # path, DataFrame or astropy Table
@@ -416,235 +429,220 @@ class Finding:
         shown = f": {', '.join(map(str, self.examples))}" if self.examples else ""
         return f"{_ICONS[self.severity]} {self.what}{shown}" + (f"\n    {self.advice}" if self.advice else "")
 
-# %% ../nbs/05_catalog.ipynb #118c3143
-@dataclass(frozen=True)
+# %% ../nbs/05_catalog.ipynb #cbc0c631
+@dataclass(frozen=True, repr=False)
 class Report:
     "The findings of a check, worst first"
-    findings: tuple
-    title: str = "catalog"
+    findings: tuple          # of `Finding`
+    title: str = "catalog"   # what was checked
 
     def __post_init__(self):
-        object.__setattr__(self, "findings", tuple(sorted(self.findings, key=lambda f: list(_ICONS).index(f.severity))))
+        order = sorted(self.findings, key=lambda finding: list(_ICONS).index(finding.severity))
+        object.__setattr__(self, "findings", tuple(order))
 
-    @property
-    def errors(self) -> list: return [f for f in self.findings if f.severity == "error"]
+# %% ../nbs/05_catalog.ipynb #30029532
+@patch(as_prop=True)
+def errors(self: Report) -> list:
+    "What must be mended"
+    return [finding for finding in self.findings if finding.severity == "error"]
 
-    @property
-    def warnings(self) -> list: return [f for f in self.findings if f.severity == "warning"]
+# %% ../nbs/05_catalog.ipynb #a57f45c6
+@patch(as_prop=True)
+def warnings(self: Report) -> list:
+    "What should be looked at"
+    return [finding for finding in self.findings if finding.severity == "warning"]
 
-    @property
-    def ok(self) -> bool: return not self.errors
+# %% ../nbs/05_catalog.ipynb #bf12b175
+@patch(as_prop=True)
+def ok(self: Report) -> bool:
+    "Whether there is no error"
+    return not self.errors
 
-    @property
-    def summary(self) -> str:
-        found = [f"{len(group)} {name}{'s' * (len(group) != 1)}"
-                 for name, group in (("error", self.errors), ("warning", self.warnings)) if group]
-        return f"{self.title}: {' and '.join(found) or 'no fault found'}"
+# %% ../nbs/05_catalog.ipynb #45d3345a
+@patch(as_prop=True)
+def summary(self: Report) -> str:
+    "One line"
+    found = [_count(len(group), name) for name, group in (("error", self.errors), ("warning", self.warnings)) if group]
+    return f"{self.title}: {' and '.join(found) or 'no fault found'}"
 
-# %% ../nbs/05_catalog.ipynb #89d745d6
+# %% ../nbs/05_catalog.ipynb #d93705d7
+@patch
+def __repr__(self: Report): return "\n".join([self.summary, *map(str, self.findings)])
+
+# %% ../nbs/05_catalog.ipynb #04d67253
 @patch
 def raise_errors(self: Report):   # the report itself, where there is no error
     "One `InputError` that lists all errors; nothing where there are none"
     if self.errors: raise InputError("\n".join([self.summary, *map(str, self.errors)]))
     return self
 
-@patch
-def __str__(self: Report): return "\n".join([self.summary, *map(str, self.findings)])
-
-@patch
-def __repr__(self: Report): return str(self)
-
+# %% ../nbs/05_catalog.ipynb #a756439e
 @patch
 def _repr_html_(self: Report):
-    rows = []
-    for f in self.findings:
-        icon = f"<span style='color:{_COLOURS[f.severity]};font-weight:bold' title='{f.severity}'>{_ICONS[f.severity]}</span>"
-        shown = ", ".join(f"<code>{html.escape(str(example))}</code>" for example in f.examples)
-        cells = (icon, html.escape(f.what), f"{f.count:,}" if f.count else "", shown, html.escape(f.advice))
-        rows.append("".join(f"<td style='text-align:left;vertical-align:top'>{cell}</td>" for cell in cells))
-    heads = "".join(f"<th style='text-align:left'>{head}</th>" for head in ("", "found", "rows", "such as", "what to do"))
-    return (f"<table><caption style='text-align:left'><b>{html.escape(self.summary)}</b></caption><tr>{heads}</tr>"
-            + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>")
+    left = "style='text-align:left;vertical-align:top'"
+    def icon(f): return f"<b style='color:{_COLOURS[f.severity]}' title='{f.severity}'>{_ICONS[f.severity]}</b>"
+    def code(example): return f"<code>{html.escape(str(example))}</code>"
+    rows = [(icon(f), html.escape(f.what), f"{f.count:,}" if f.count else "", ", ".join(map(code, f.examples)),
+             html.escape(f.advice)) for f in self.findings]
+    body = "".join(f"<tr>{''.join(f'<td {left}>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    heads = "".join(f"<th {left}>{head}</th>" for head in ("", "found", "rows", "such as", "what to do"))
+    return f"<table><caption {left}><b>{html.escape(self.summary)}</b></caption><tr>{heads}</tr>{body}</table>"
 
-# %% ../nbs/05_catalog.ipynb #bc8a132a
-def _shown(values, rows=None, most: int = 5) -> tuple:
-    "The first few of `values` as text, with their row where `rows` is given"
-    first = [str(value)[:80] for value in list(values[:most])]
-    return tuple(first) if rows is None else tuple(f"{v} (row {r})" for v, r in zip(first, rows[:most]))
+# %% ../nbs/05_catalog.ipynb #b3708c97
+def _shown(values) -> tuple:
+    "The first five of `values` as text, not too long"
+    return tuple(str(value)[:80] for value in list(values[:5]))
 
 def _check_ids(catalog: pd.DataFrame) -> list:
-    "Blank, repeated, nearly repeated ids, and ids that were floats"
+    "Blank, repeated and nearly repeated ids, and ids that were floats"
     if "id_str" not in catalog:
-        return [Finding("error", "no column 'id_str'", advice=f"{near_names('id_str', catalog.columns)} read_catalog knows "
-                        "the usual names; else rename yours")]
+        return [Finding("error", "no column 'id_str'", advice=f"{near_names('id_str', catalog.columns)} read_catalog "
+                        "knows the usual names; else rename yours")]
     if catalog.id_str.dtype.kind in "fiub":
         return [Finding("error", f"ids are numbers ({catalog.id_str.dtype}), not text", len(catalog),
                         _shown(catalog.id_str), "Floats keep 16 digits. Read the table again with read_catalog")]
-    ids, rows = catalog.id_str.fillna("").astype("str"), np.arange(len(catalog))
-    bare, found = ids.str.strip(), []
-    blank = (bare == "").to_numpy()
-    if blank.any():
-        found.append(Finding("error", f"{blank.sum():,} rows have no id", int(blank.sum()),
-                             tuple(f"row {row}" for row in rows[blank][:5]), "Give each galaxy its id, or drop the rows"))
-    twice = (ids.duplicated() & ~blank).to_numpy()
-    if twice.any():
-        found.append(Finding("error", f"{twice.sum():,} rows repeat an id", int(twice.sum()),
-                             _shown(ids[twice].unique()), "One row a galaxy: catalog.drop_duplicates('id_str') keeps the first"))
-    alike = (bare.str.casefold().duplicated() & ~ids.duplicated()).to_numpy() & ~blank
-    if alike.any():
-        found.append(Finding("error", f"{alike.sum():,} ids are another's but for case or blanks", int(alike.sum()),
-                             _shown(ids[alike].map(repr).tolist()), "Write each id in one way"))
-    exponent = bare.str.fullmatch(r"\d(\.\d+)?[eE]\+\d\d").to_numpy(bool)
-    whole = bare.str.fullmatch(r"-?\d+\.0").to_numpy(bool)
-    was_float = exponent | (whole if (whole | exponent | blank).all() else False)
-    if was_float.any():
-        found.append(Finding("error", f"{was_float.sum():,} ids were floats", int(was_float.sum()), _shown(ids[was_float]),
-                             "The digits beyond the 16th are lost: take the ids from the original table, as text"))
-    return found or [Finding("ok", f"{len(catalog):,} galaxies, every id its own", len(catalog))]
+    ids, found = catalog.id_str.fillna("").astype("str").reset_index(drop=True), []
+    def say(bad, what, shown, advice):
+        count = int(bad.sum())
+        if count: found.append(Finding("error", f"{_count(count, 'row')} {what}", count, shown, advice))
+    bare = ids.str.strip()
+    blank, repeated = bare == "", ids.duplicated() & (bare != "")
+    alike = bare.str.casefold().duplicated() & ~ids.duplicated() & ~blank
+    exponent, whole = (bare.str.fullmatch(form) for form in (r"\d(\.\d+)?[eE]\+\d\d", r"-?\d+\.0"))
+    floats = exponent | (whole & (whole | exponent | blank).all())
+    say(blank, "without an id", tuple(f"row {row}" for row in np.flatnonzero(blank)[:5]),
+        "Give each galaxy its id, or drop the rows")
+    say(repeated, "with the id of a row above", _shown(ids[repeated].unique()),
+        "One row a galaxy: catalog.drop_duplicates('id_str') keeps the first")
+    say(alike, "with the id of another but for case or blanks", tuple(map(repr, _shown(ids[alike]))),
+        "Write each id in one way")
+    say(floats, "with an id that was a float", _shown(ids[floats]),
+        "The digits beyond the 16th are lost: take the ids from the original table, as text")
+    return found or [Finding("ok", f"{_count(len(catalog), 'galaxy')}, every id its own", len(catalog))]
 
-# %% ../nbs/05_catalog.ipynb #31b15fb7
+# %% ../nbs/05_catalog.ipynb #4c972477
+def _position_advice(ra: np.ndarray, dec: np.ndarray) -> str:
+    "What positions off the sky look like"
+    if (np.abs(ra) <= 90).all() and (dec >= 0).all() and (dec > 90).any():
+        return "RA and Dec look swapped: catalog.rename(columns={'ra': 'dec', 'dec': 'ra'})"
+    if (np.abs(dec) <= 90).all() and (np.abs(ra) <= 360).all(): return "RA runs from 0 to 360: catalog['ra'] % 360"
+    return "RA is 0 to 360, Dec -90 to 90, both in degrees"
+
 def _check_positions(catalog: pd.DataFrame) -> list:
     "RA and Dec out of range, swapped, or missing"
     if not {"ra", "dec"} <= set(catalog): return []
-    found = []
-    for name in ("ra", "dec"):
-        if not pd.api.types.is_numeric_dtype(catalog[name]) or pd.api.types.is_bool_dtype(catalog[name]):
-            found.append(Finding("error", f"{name} is not a number", len(catalog), _shown(catalog[name]),
-                                 "Give degrees: astropy's SkyCoord(text, unit=('hourangle', 'deg')) reads 12:34:56"))
-    if found: return found
-    ra, dec = catalog.ra.to_numpy(float, na_value=np.nan), catalog.dec.to_numpy(float, na_value=np.nan)
+    text = [c for c in ("ra", "dec") if catalog[c].dtype == bool or not pd.api.types.is_numeric_dtype(catalog[c])]
+    if text: return [Finding("error", f"{c} is not a number", len(catalog), _shown(catalog[c]), "Give degrees: "
+                             "astropy's SkyCoord(text, unit=('hourangle', 'deg')) reads 12:34:56") for c in text]
+    ra, dec = (catalog[c].to_numpy(float, na_value=np.nan) for c in ("ra", "dec"))
     known = ~(np.isnan(ra) | np.isnan(dec))
     bad = known & ~((ra >= 0) & (ra <= 360) & (np.abs(dec) <= 90))
-    if (~known).any():
-        found.append(Finding("warning", f"{(~known).sum():,} galaxies have no position", int((~known).sum())))
+    found, unknown = [], int((~known).sum())
+    if unknown: found.append(Finding("warning", f"{_count(unknown, 'galaxy')} without a position", unknown))
     if bad.any():
-        swapped = (np.abs(ra[known]) <= 90).all() and (np.abs(dec[known]) > 90).any() and (dec[known] >= 0).all()
-        west = (np.abs(dec[known]) <= 90).all() and (ra[known] >= -180).all() and (ra[known] <= 360).all()
-        advice = ("RA and Dec look swapped: catalog.rename(columns={'ra': 'dec', 'dec': 'ra'})" if swapped else
-                  "RA runs from 0 to 360: catalog['ra'] % 360" if west else "RA is 0 to 360, Dec -90 to 90, both in degrees")
-        pairs = [f"ra {a:g}, dec {d:g} (row {row})" for row, a, d in zip(np.flatnonzero(bad)[:5], ra[bad], dec[bad])]
-        found.append(Finding("error", f"{bad.sum():,} positions are not on the sky", int(bad.sum()), tuple(pairs), advice))
+        shown = tuple(f"ra {ra[row]:g}, dec {dec[row]:g} (row {row})" for row in np.flatnonzero(bad)[:5])
+        found.append(Finding("error", f"{_count(int(bad.sum()), 'position')} not on the sky", int(bad.sum()), shown,
+                             _position_advice(ra[known], dec[known])))
     return found
 
-# %% ../nbs/05_catalog.ipynb #9d420b9f
-def _cells(bad: np.ndarray, values: np.ndarray, columns: list, ids) -> tuple:   # (rows, columns) bool
-    "The first five cells of a table that are `bad`"
-    return tuple(f"{columns[c]} of {ids[r]}: {values[r, c]:g}" for r, c in np.argwhere(bad)[:5])
+# %% ../nbs/05_catalog.ipynb #99a04476
+def _too_large(votes): return np.abs(votes) > 2**24
+def _negative(votes): return votes < 0
+def _broken(votes): return np.isfinite(votes) & (np.floor(votes) != votes)
+
+def _numbers(catalog: pd.DataFrame, column: str) -> np.ndarray:
+    "A column as float64"
+    return catalog[column].to_numpy(float, na_value=np.nan)
+
+def _bad_votes(catalog: pd.DataFrame, columns: list, test) -> tuple:   # votes, rows (int), the first five as text
+    "The cells for which `test` is true"
+    rows, cells, shown = np.zeros(len(catalog), bool), 0, []
+    names = catalog["id_str"] if "id_str" in catalog else pd.Series(np.arange(len(catalog)))
+    for column in columns:
+        votes = _numbers(catalog, column)
+        bad = test(votes)
+        rows |= bad
+        cells += int(bad.sum())
+        shown += [f"{column} of {names.iloc[row]}: {votes[row]:g}" for row in np.flatnonzero(bad)[:5]]
+    return cells, int(rows.sum()), tuple(shown[:5])
+
+# %% ../nbs/05_catalog.ipynb #ddc489e3
+_TOO_LARGE = "infinite votes, or beyond 2^24", "No question was put to that many people: mend them"
+_NEGATIVE = "negative votes", "Votes are counts; where -1 or -99 says 'missing', make it 0"
+_FRACTIONS = "fractions where counts are expected", "A loss needs the number asked: take the table of counts, or multiply by it"
+_BROKEN = "votes that are not whole numbers", "Votes are counts: take them before they were weighted or averaged"
 
 def _check_votes(catalog: pd.DataFrame, columns: list) -> list:
     "Votes that are no counts"
-    found, numbers = [], []
-    for column in columns:
-        kind = catalog[column].dtype
-        if pd.api.types.is_bool_dtype(kind) or not pd.api.types.is_numeric_dtype(kind):
-            found.append(Finding("error", f"{column} holds {'yes and no' if kind == bool else 'text'} ({kind}), not counts",
-                                 len(catalog), _shown(catalog[column]), "Votes are whole numbers: how many chose this answer"))
-        else: numbers.append(column)
-    votes = catalog[numbers].to_numpy(float, na_value=np.nan)
-    ids = catalog["id_str"].to_numpy() if "id_str" in catalog else np.arange(len(catalog))
-    faults = {"are infinite or beyond 2^24": (np.abs(votes) > 2**24, "No question was put to that many people: mend them"),
-              "are negative": (votes < 0, "Votes are counts; if -1 or -99 says 'missing', make it 0")}
-    broken = (votes % 1 != 0) & np.isfinite(votes)
-    share = broken.any() and np.nanmin(votes) >= 0 and np.nanmax(votes) <= 1
-    faults["are fractions, not counts" if share else "are not whole numbers"] = (
-        broken, "A loss needs to know how many were asked: take the table of counts, or multiply by the number asked")
-    for what, (bad, advice) in faults.items():
-        if bad.any(): found.append(Finding("error", f"{bad.sum():,} votes in {bad.any(1).sum():,} rows {what}",
-                                           int(bad.any(1).sum()), _cells(bad, votes, numbers, ids), advice))
-    blank = int(np.isnan(votes).sum())
-    if blank: found.append(Finding("ok", f"{blank:,} votes are blank, and count as 0: nobody was asked",
-                                   int(np.isnan(votes).any(1).sum())))
-    none = int((np.nan_to_num(votes) == 0).all(1).sum()) if numbers else 0
-    if none and none == len(votes):
-        found.append(Finding("error", "no galaxy has any vote", none, advice="There is nothing to learn from this table"))
-    elif none: found.append(Finding("ok", f"{none:,} galaxies have no votes: they add nothing to the loss", none))
+    text = [c for c in columns if catalog[c].dtype == bool or not pd.api.types.is_numeric_dtype(catalog[c])]
+    found = [Finding("error", f"{c} holds {catalog[c].dtype}, not counts", len(catalog), _shown(catalog[c]),
+                     "Votes are whole numbers: how many chose this answer") for c in text]
+    numbers = [c for c in columns if c not in text]
+    shares = all(((v := _numbers(catalog, c)) >= 0)[~np.isnan(v)].all() and not (v > 1).any() for c in numbers)
+    tests = ((_too_large, _TOO_LARGE), (_negative, _NEGATIVE), (_broken, _FRACTIONS if shares else _BROKEN))
+    for test, (what, advice) in tests:
+        cells, rows, shown = _bad_votes(catalog, numbers, test)
+        if cells: found.append(Finding("error", f"{what}, {cells:,} in {_count(rows, 'row')}", rows, shown, advice))
+    blank, rows, _ = _bad_votes(catalog, numbers, np.isnan)
+    if blank: found.append(Finding("ok", f"{_count(blank, 'vote')} blank, counted as 0: nobody was asked", rows))
+    none = len(catalog) - _bad_votes(catalog, numbers, lambda votes: np.nan_to_num(votes) != 0)[1] if numbers else 0
+    if none == len(catalog): found.append(Finding("error", "no galaxy has any vote", none))
+    elif none: found.append(Finding("ok", f"{_count(none, 'galaxy')} without votes, which add no loss", none))
     return found
 
-# %% ../nbs/05_catalog.ipynb #121734f1
+# %% ../nbs/05_catalog.ipynb #842262ad
 def _check_tree_votes(catalog: pd.DataFrame, schema: Schema) -> list:
     "Questions with more votes than the answers that lead to them"
-    found = []
+    found, numbers = [], set(catalog.select_dtypes("number").columns)
     for question in schema.questions:
         columns, above = question.columns, list(question.asked_after)
-        if not above or not {*columns, *above} <= set(catalog.select_dtypes("number").columns): continue
-        more = catalog[columns].sum(axis=1) > catalog[above].sum(axis=1) + 1
-        if more.any():
-            who = catalog["id_str"][more] if "id_str" in catalog else catalog.index[more]
-            found.append(Finding("warning", f"{question.name} has more votes than {' + '.join(above)} in {more.sum():,} rows",
-                                 int(more.sum()), _shown(who.tolist()), "One more is rounding, these are not: are the two "
-                                 "from the same table?"))
+        if not above or not {*columns, *above} <= numbers: continue
+        more = (catalog[columns].sum(axis=1) > catalog[above].sum(axis=1) + 1).to_numpy()
+        who = catalog["id_str"] if "id_str" in catalog else catalog.index
+        if more.any(): found.append(Finding(
+            "warning", f"{question.name} has more votes than {' + '.join(above)} in {_count(int(more.sum()), 'row')}",
+            int(more.sum()), _shown(who[more]), "One more is rounding, these are not: are both from the same table?"))
     return found
 
 def _check_fractions(catalog: pd.DataFrame, schema: Schema) -> list:
     "Fractions of a question that do not sum to 1"
-    found = []
+    found, numbers = [], set(catalog.select_dtypes("number").columns)
     for question in schema.questions:
         columns = [f"{column}_fraction" for column in question.columns]
-        if not set(columns) <= set(catalog.select_dtypes("number").columns): continue
+        if not set(columns) <= numbers: continue
         total = catalog[columns].sum(axis=1).to_numpy()
-        bad = (total != 0) & (np.abs(total - 1) > .02)
-        if bad.any():
-            who = catalog["id_str"].to_numpy()[bad] if "id_str" in catalog else np.flatnonzero(bad)
-            found.append(Finding("error", f"fractions of {question.name} do not sum to 1 in {bad.sum():,} rows", int(bad.sum()),
-                                 tuple(f"{i}: {t:.3g}" for i, t in zip(who[:5], total[bad])),
-                                 "Divide by their sum, or by the share that was asked"))
+        bad = (total != 0) & ~(np.abs(total - 1) <= .02)
+        names = catalog["id_str"].to_numpy() if "id_str" in catalog else np.arange(len(catalog))
+        if bad.any(): found.append(Finding(
+            "error", f"fractions of {question.name} do not sum to 1 in {_count(int(bad.sum()), 'row')}", int(bad.sum()),
+            tuple(f"{i}: {t:.3g}" for i, t in zip(names[bad][:5], total[bad])),
+            "Divide by their sum, or by the share that was asked"))
     return found
 
-# %% ../nbs/05_catalog.ipynb #2f337e97
+# %% ../nbs/05_catalog.ipynb #4e5c3c45
 def _check_label(catalog: pd.DataFrame, label: str) -> list:
     "A label that is missing, constant, or no class at all"
     if label not in catalog:
         return [Finding("error", f"no column {label!r}", advice=near_names(label, catalog.columns))]
-    values = catalog[label].replace("", np.nan) if not pd.api.types.is_numeric_dtype(catalog[label]) else catalog[label]
+    values = pd.Series(catalog[label].to_numpy(object))
+    values = values.mask(values.isin([""]))
     blank, counts = int(values.isna().sum()), values.value_counts()
-    found = [Finding("warning", f"{blank:,} galaxies have no {label!r}", blank, advice="They are left out")] if blank else []
-    if len(counts) == 0: return [Finding("error", f"{label!r} is blank everywhere", blank)]
-    if len(counts) == 1:
-        return found + [Finding("error", f"{label!r} is {counts.index[0]!r} for every galaxy", len(catalog),
-                                advice="A class to tell apart needs galaxies outside it too")]
-    if len(counts) > 50 and (values.dtype.kind == "f" or len(counts) > len(values) / 2):
-        return found + [Finding("error", f"{label!r} has {len(counts):,} different values: that is no class", len(counts),
-                                _shown(counts.index), "Make classes of it, as in table['ring'] > .25")]
-    found.append(Finding("ok", f"{label!r}: " + ", ".join(f"{n:,} {str(name)[:40]}" for name, n in counts[:6].items())))
-    if counts.min() < 2: found.append(Finding("warning", f"{label!r}: classes with one galaxy", 1, _shown(counts.index[counts < 2])))
+    found = [Finding("warning", f"{_count(blank, 'galaxy')} without {label!r}", blank, (),
+                     f"Leave them out: catalog.dropna(subset=[{label!r}])")] if blank else []
+    if len(counts) < 2:
+        value = repr(str(counts.index[0])) if len(counts) else "blank"
+        return found + [Finding("error", f"{label!r} is {value} for every galaxy", len(catalog), (),
+                                "A class needs galaxies outside it too")]
+    if len(counts) > 50 and (catalog[label].dtype.kind == "f" or len(counts) > len(values) / 2):
+        return found + [Finding("error", f"{label!r} has {len(counts):,} different values: that is no class",
+                                len(counts), _shown(counts.index), "Make classes of it, as in table['ring'] > .25")]
+    shown = ", ".join(f"{name} ({n:,})" for name, n in zip(_shown(counts.index), counts))
+    found.append(Finding("ok", f"{label!r} has {_count(len(counts), 'value')}: {shown}"))
+    if counts.min() < 2: found.append(Finding("warning", f"{label!r} has values that only one galaxy has", 1,
+                                              _shown(counts.index[counts < 2])))
     return found
 
-# %% ../nbs/05_catalog.ipynb #701849fc
-def _sides(catalog: pd.DataFrame, split) -> tuple:   # the two tables
-    "Training and validation rows, from a column, a Series, or another table"
-    if isinstance(split, pd.DataFrame): return catalog, split
-    side = catalog[split] if isinstance(split, str) and split in catalog else split
-    if isinstance(side, str): raise InputError(f"No column {split!r} to split by: {near_names(split, catalog.columns)}")
-    side = pd.Series(np.asarray(side), index=catalog.index)
-    return catalog[side == "train"], catalog[side != "train"]
-
-def _check_split(catalog: pd.DataFrame, split) -> list:
-    "Galaxies on both sides"
-    train, valid = _sides(catalog, split)
-    if not len(train) or not len(valid):
-        return [Finding("error", f"one side of the split is empty: {len(train):,} train, {len(valid):,} do not")]
-    if "id_str" not in train or "id_str" not in valid: return []
-    found, both = [], set(train.id_str.astype("str").str.strip().str.casefold())
-    twice = valid.id_str[valid.id_str.astype("str").str.strip().str.casefold().isin(both)]
-    if len(twice):
-        found.append(Finding("error", f"{len(twice):,} galaxies are on both sides of the split", len(twice),
-                             _shown(twice.tolist()), "split_catalog keeps an id on one side"))
-    if all({"ra", "dec"} <= set(side) and not _check_positions(side) for side in (train, valid)):
-        near = match_sky(train[["id_str", "ra", "dec"]], valid[["id_str", "ra", "dec"]], 1.)
-        near = near[near.id_str != near.id_str_b]
-        if len(near): found.append(Finding(
-            "warning", f"{len(near):,} galaxies stand within 1 arcsec of one on the other side", len(near),
-            tuple(f"{a} and {b}" for a, b in zip(near.id_str[:5], near.id_str_b)), "One galaxy under two names? split_catalog(..., "
-            "group=) keeps them together"))
-    return found or [Finding("ok", f"split: {len(train):,} train, {len(valid):,} do not, none on both sides")]
-
-# %% ../nbs/05_catalog.ipynb #7ccf8934
-def _need(table: pd.DataFrame, columns, which: str) -> None:
-    "An error where `table` lacks one of `columns`"
-    for column in columns:
-        if column not in table:
-            raise InputError(f"The {which} table has no column {column!r}: {near_names(column, table.columns)}")
-
+# %% ../nbs/05_catalog.ipynb #7c5cc3b0
 def match_sky(
     a: pd.DataFrame,       # with `ra`, `dec` in degrees
     b: pd.DataFrame,       # the same
@@ -655,7 +653,7 @@ def match_sky(
     from astropy.coordinates import SkyCoord
     for table, which in ((a, "first"), (b, "second")):
         _need(table, ("ra", "dec"), which)
-        bad = [f for f in _check_positions(table) if f.severity == "error"]
+        bad = [finding for finding in _check_positions(table) if finding.severity == "error"]
         if bad: raise InputError(f"The {which} table: {bad[0]}")
     a, b = (table.dropna(subset=["ra", "dec"]).reset_index(drop=True) for table in (a, b))
     nearest, apart = np.zeros(len(a), int), np.full(len(a), np.inf)
@@ -663,13 +661,14 @@ def match_sky(
         sky = [SkyCoord(table.ra.to_numpy(float) * u.deg, table.dec.to_numpy(float) * u.deg) for table in (a, b)]
         nearest, separation, _ = sky[0].match_to_catalog_sky(sky[1])
         apart = separation.arcsec
-    pairs = pd.DataFrame({"a": np.arange(len(a)), "b": nearest, "separation": apart}).query("separation <= @radius")
-    pairs = pairs.sort_values("separation", kind="stable").drop_duplicates("b").sort_values("a").reset_index(drop=True)
+    pairs = pd.DataFrame({"a": np.arange(len(a)), "b": nearest, "separation": apart})
+    pairs = pairs[pairs.separation <= radius].sort_values("separation", kind="stable")
+    pairs = pairs.drop_duplicates("b").sort_values("a")
     left, right = a.iloc[pairs.a].reset_index(drop=True), b.iloc[pairs.b].reset_index(drop=True)
     right = right.rename(columns={c: f"{c}_b" for c in right if c in left})
-    return pd.concat([left, right, pairs[["separation"]]], axis=1)
+    return pd.concat([left, right, pairs[["separation"]].reset_index(drop=True)], axis=1)
 
-# %% ../nbs/05_catalog.ipynb #8485f553
+# %% ../nbs/05_catalog.ipynb #dd83d292
 def match_ids(
     a: pd.DataFrame,       # with `id_str`
     b: pd.DataFrame,       # with `id_str`
@@ -678,14 +677,42 @@ def match_ids(
     for table, which in ((a, "first"), (b, "second")):
         _need(table, ("id_str",), which)
         if pd.api.types.is_numeric_dtype(table.id_str):
-            raise InputError(f"The ids of the {which} table are numbers: read it with read_table, which keeps them as text")
+            raise InputError(f"The ids of the {which} table are numbers: read it with read_table, which keeps text")
         twice = table.id_str[table.id_str.duplicated()]
         if len(twice):
-            raise InputError(f"{len(twice):,} rows of the {which} table repeat an id ({', '.join(twice.unique()[:5])}): "
-                             "a join would multiply them. drop_duplicates('id_str') keeps the first")
+            shown = ", ".join(_shown(twice))
+            raise InputError(f"{_count(len(twice), 'row')} of the {which} table repeat an id ({shown}): a join "
+                             "would multiply them. drop_duplicates('id_str') keeps the first")
     return a.merge(b.rename(columns={c: f"{c}_b" for c in b if c in a and c != "id_str"}), on="id_str", how="inner")
 
-# %% ../nbs/05_catalog.ipynb #eaa6c759
+# %% ../nbs/05_catalog.ipynb #b49bfd76
+def _sides(catalog: pd.DataFrame, split) -> tuple:   # two tables: what trains, what does not
+    "Both sides of a split, from a column, a Series, or another table"
+    if isinstance(split, pd.DataFrame): return catalog, split
+    if isinstance(split, str): _need(catalog, [split], "catalog's")
+    side = np.asarray(catalog[split] if isinstance(split, str) else split)
+    return catalog[side == "train"], catalog[side != "train"]
+
+def _check_split(catalog: pd.DataFrame, split) -> list:
+    "Galaxies on both sides"
+    train, valid = _sides(catalog, split)
+    shown = f"{len(train):,} train, {len(valid):,} do not"
+    if not len(train) or not len(valid): return [Finding("error", f"one side of the split is empty: {shown}")]
+    if "id_str" not in train or "id_str" not in valid: return []
+    found, ids = [], [side.id_str.astype("str").str.strip().str.casefold() for side in (train, valid)]
+    both = valid.id_str[ids[1].isin(set(ids[0]))]
+    if len(both): found.append(Finding("error", f"{_count(len(both), 'galaxy')} on both sides of the split", len(both),
+                                       _shown(both), "split_catalog keeps an id on one side"))
+    if all({"ra", "dec"} <= set(side) and not _check_positions(side) for side in (train, valid)):
+        near = match_sky(train[["id_str", "ra", "dec"]], valid[["id_str", "ra", "dec"]], 1.)
+        near = near[near.id_str != near.id_str_b]
+        if len(near): found.append(Finding(
+            "warning", f"{_count(len(near), 'galaxy')} within 1 arcsec of one on the other side", len(near),
+            tuple(f"{a} and {b}" for a, b in zip(_shown(near.id_str), near.id_str_b)),
+            "One galaxy under two names? split_catalog(..., group=) keeps them together"))
+    return found or [Finding("ok", f"split: {shown}, none on both sides")]
+
+# %% ../nbs/05_catalog.ipynb #f737aea3
 def _check_schema(catalog: pd.DataFrame, schema: Schema) -> list:
     "Vote columns that the schema needs and the table lacks"
     missing = [c for c in schema.columns if c not in catalog]
@@ -694,18 +721,20 @@ def _check_schema(catalog: pd.DataFrame, schema: Schema) -> list:
                     len(missing), _shown(missing), f"For {missing[0]!r}, {near_names(missing[0], catalog.columns)}")]
 
 def _check_rest(catalog: pd.DataFrame, used: set) -> list:
-    "Columns that nothing uses, and what reading had to say"
-    unused = list(dict.fromkeys([c for c in catalog if c not in used] + list(catalog.attrs.get("unused", []))))
-    unused = [c for c in unused if c not in used]
-    found = [Finding("ok" if not note.startswith("votes not used") else "warning", note) for note in catalog.attrs.get("notes", [])]
-    if unused: found.append(Finding("ok", f"{len(unused)} columns are not used", len(unused), _shown(unused)))
-    files = catalog["file_loc"].astype("str") if "file_loc" in catalog else pd.Series([], dtype="str")
-    outside = files[files.str.contains(r"(?:^|[/\\])\.\.(?:[/\\]|$)")]
-    if len(outside): found.append(Finding("error", f"{len(outside):,} files lie outside the folder of pictures", len(outside),
-                                          _shown(outside.tolist()), "Paths must stay below the root: no '..'"))
+    "What reading had to say, columns that nothing uses, and files outside their folder"
+    found = [Finding("warning" if note.startswith("votes not used") else "ok", note)
+             for note in catalog.attrs.get("notes", [])]
+    unused = [c for c in dict.fromkeys([*catalog, *catalog.attrs.get("unused", [])]) if c not in used]
+    if unused: found.append(Finding("ok", f"{_count(len(unused), 'column')} not used", len(unused), _shown(unused)))
+    if "file_loc" not in catalog: return found
+    files = catalog["file_loc"].fillna("").astype("str")
+    outside, blank = files[files.str.contains(r"(?:^|[/\\])\.\.(?:[/\\]|$)")], int((files == "").sum())
+    if len(outside): found.append(Finding("error", f"{_count(len(outside), 'file')} outside the folder of pictures",
+                                          len(outside), _shown(outside), "Paths stay below the root: no '..'"))
+    if blank: found.append(Finding("warning", f"{_count(blank, 'galaxy')} without a picture", blank))
     return found
 
-# %% ../nbs/05_catalog.ipynb #7407e6c5
+# %% ../nbs/05_catalog.ipynb #6245dade
 def check_catalog(
     catalog,          # catalog, or whatever `read_catalog` reads
     schema=None,      # name or `Schema` of the votes; by default the campaigns whose columns are there
@@ -714,19 +743,19 @@ def check_catalog(
 ) -> Report:
     "Everything that is wrong with a catalog, from the table alone"
     if not isinstance(catalog, pd.DataFrame): catalog = read_catalog(catalog)
-    if not len(catalog): return Report([Finding("error", "the table has no rows", advice="Nothing can be done with it")])
+    if not len(catalog): return Report([Finding("error", "the table has no rows")])
     found, notes = _check_ids(catalog) + _check_positions(catalog), []
     schema = get_schema(schema) if schema is not None else _find_schema(catalog.columns, notes)
     votes = [c for c in schema.columns if c in catalog] if schema else []
-    if schema: found += (_check_schema(catalog, schema) + (_check_votes(catalog, votes) if votes else [])
-                         + _check_tree_votes(catalog, schema))
+    if schema: found += _check_schema(catalog, schema) + _check_tree_votes(catalog, schema)
+    if votes: found += _check_votes(catalog, votes)
     found += [Finding("warning", note) for note in notes if note not in catalog.attrs.get("notes", [])]
     fractions = schema or _find_schema([str(c).removesuffix("_fraction") for c in catalog.columns], [])
     if fractions: found += _check_fractions(catalog, fractions)
     if label is not None: found += _check_label(catalog, label)
     if split is not None: found += _check_split(catalog, split)
-    used = {"id_str", "file_loc", "ra", "dec", label, catalog.attrs.get("label"), split if isinstance(split, str) else None}
-    return Report(found + _check_rest(catalog, used | set(votes)))
+    used = {"id_str", "file_loc", "ra", "dec", label, catalog.attrs.get("label"), *votes}
+    return Report(found + _check_rest(catalog, used | ({split} if isinstance(split, str) else set())))
 
 # %% ../nbs/05_catalog.ipynb #295e2351
 def _hash01(keys, seed: int) -> np.ndarray:
@@ -734,7 +763,7 @@ def _hash01(keys, seed: int) -> np.ndarray:
     digests = (hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest() for key in keys)
     return np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])
 
-# %% ../nbs/05_catalog.ipynb #70ceb6ca
+# %% ../nbs/05_catalog.ipynb #7d55bb05
 def split_catalog(
     catalog: pd.DataFrame,   # with `id_str`
     valid: float = .2,       # share of the galaxies that validate
@@ -744,17 +773,21 @@ def split_catalog(
 ) -> pd.Series:              # 'train' or 'valid', index of the catalog
     "A side for each galaxy, decided by the hash of its id"
     if not 0 < valid < 1: raise InputError(f"valid={valid}: the share that validates is between 0 and 1")
-    _need(catalog, ["id_str" if group is None else group] + ([stratify] if stratify else []), "catalog")
-    keys = catalog["id_str" if group is None else group].fillna("").astype("str")
-    units = pd.DataFrame({"key": keys, "stratum": catalog[stratify].astype("str").to_numpy() if stratify else ""})
-    units = units.value_counts(sort=False).sort_index().rename("n").reset_index()
-    units = units.sort_values("n", ascending=False, kind="stable").drop_duplicates("key")
+    key, classes = group or "id_str", [stratify] if stratify else []
+    _need(catalog, [key, *classes], "catalog's")
+    if catalog[key].isna().any():
+        raise InputError(f"{key!r} is missing in row {catalog[key].isna().argmax()}, which can't be given a side")
+    rows = pd.DataFrame({"key": catalog[key].astype("str").to_numpy(), "of": ""})
+    if stratify: rows["of"] = catalog[stratify].astype("str").to_numpy()
+    units = rows.value_counts(sort=False).rename("n").reset_index()
+    units = units.sort_values(["n", "key", "of"], ascending=[False, True, True]).drop_duplicates("key")
     units["hash"] = _hash01(units.key, seed)
     if stratify:
-        strata = units.groupby("stratum")["hash"]
-        units["valid"] = strata.rank(method="first") <= (strata.transform("size") * valid).round()
+        within = units.groupby("of")["hash"]
+        units["valid"] = within.rank(method="first") <= (within.transform("size") * valid).round()
     else: units["valid"] = units.hash < valid
     if units.valid.all() or not units.valid.any():
-        raise InputError(f"With {len(units):,} {'galaxies' if group is None else 'groups'} and valid={valid}, one side of the "
-                         "split is empty: change the share or the seed, or give more galaxies")
-    return keys.map(units.set_index("key").valid).map({True: "valid", False: "train"}).rename("split").astype("str")
+        raise InputError(f"With {_count(len(units), 'group' if group else 'galaxy')} and valid={valid}, one side of "
+                         "the split is empty: change the share or the seed, or give more galaxies")
+    side = rows.key.map(units.set_index("key").valid).map({True: "valid", False: "train"})
+    return pd.Series(side.to_numpy(), index=catalog.index, name="split", dtype="str")

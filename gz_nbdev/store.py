@@ -8,7 +8,7 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/store.html.md"""
 __all__ = ['FORMAT', 'atomic_write', 'sha256_file', 'features_column', 'features_array', 'write_parquet', 'read_meta', 'Store',
            'download']
 
-# %% ../nbs/10_store.ipynb #e0edd887
+# %% ../nbs/10_store.ipynb #14dd8e81
 import dataclasses
 import hashlib
 import json
@@ -26,9 +26,9 @@ from fastcore.basics import patch
 
 from . import __version__
 from .catalog import Finding, Report
-from .schema import InputError
+from .schema import InputError, near_names
 
-# %% ../nbs/10_store.ipynb #4f6dcb67
+# %% ../nbs/10_store.ipynb #be666ab0
 def _sync_folder(folder: Path) -> None:
     "Force the names in a folder to disk, where the system can"
     if os.name != "posix": return
@@ -51,9 +51,9 @@ def atomic_write(
         os.replace(hidden, path)
         _sync_folder(path.parent)
     except OSError as e:
-        hidden.unlink(missing_ok=True) if path.parent.is_dir() else None
-        raise InputError(f"{path} ({len(data):,} bytes) cannot be written: {e.strerror}. What was there before is whole; make "
-                         "room or choose another folder") from e
+        if path.parent.is_dir(): hidden.unlink(missing_ok=True)
+        raise InputError(f"{path} ({len(data):,} bytes) cannot be written: {e.strerror}. What was there before is "
+                         "whole; make room or choose another folder") from e
     return path
 
 # %% ../nbs/10_store.ipynb #3b919508
@@ -65,7 +65,7 @@ def sha256_file(
 
 def _sha256(data: bytes) -> str: return hashlib.sha256(data).hexdigest()
 
-# %% ../nbs/10_store.ipynb #c24fca03
+# %% ../nbs/10_store.ipynb #8f64cc00
 def features_column(
     features: np.ndarray,   # (rows, dimensions), float32 or float16
 ):                          # pyarrow FixedSizeListArray
@@ -73,7 +73,8 @@ def features_column(
     import pyarrow as pa
     features = np.asarray(features)
     if features.ndim != 2 or features.dtype.kind != "f":
-        raise InputError(f"Features are a (rows, dimensions) array of floats, not {features.dtype} of shape {features.shape}")
+        raise InputError("Features are a (rows, dimensions) array of floats, but these are "
+                         f"{features.dtype} of shape {features.shape}")
     kept = features.dtype if features.dtype == np.float16 else np.float32
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(features, kept).ravel()), features.shape[1])
 
@@ -87,7 +88,7 @@ def features_array(
         raise InputError(f"Not a column of vectors of one length: {column.type}, {column.null_count} missing")
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
-# %% ../nbs/10_store.ipynb #3bf9f467
+# %% ../nbs/10_store.ipynb #0292229d
 def _plain(value):
     "What JSON cannot hold, as something it can"
     if dataclasses.is_dataclass(value): return dataclasses.asdict(value)
@@ -103,7 +104,8 @@ def _as_arrow(frame, features, meta: dict):
     "A pyarrow Table with `id_str` first, `features` last, and `meta` in its footer"
     import pyarrow as pa
     table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
-    if "id_str" not in table.column_names: raise InputError(f"A table needs 'id_str', but this has {table.column_names[:8]}")
+    if "id_str" not in table.column_names:
+        raise InputError(f"A table needs 'id_str', but this has {', '.join(table.column_names[:8])}")
     if not (pa.types.is_string(table["id_str"].type) or pa.types.is_large_string(table["id_str"].type)):
         raise InputError(f"Ids are text, but 'id_str' is {table['id_str'].type}: read the table with read_catalog")
     if features is not None:
@@ -138,7 +140,7 @@ def read_meta(
     import pyarrow.parquet as pq
     return json.loads((pq.read_schema(path).metadata or {}).get(b"gz_nbdev", b"{}"))
 
-# %% ../nbs/10_store.ipynb #a4f0e283
+# %% ../nbs/10_store.ipynb #6de3ee78
 FORMAT = 1  # of the store; readers refuse what they do not know
 
 def _manifest_text(header: dict, shards: list) -> str:
@@ -164,14 +166,18 @@ def _read_manifest(path: Path) -> tuple[dict, list]:   # header, shards
         header, *shards = map(_strict, body.splitlines())
         if header.get("format") != FORMAT:
             raise InputError(f"{path} has format {header.get('format')!r}; this version of gz_nbdev reads {FORMAT}")
+        if missing := {"meta", "columns", "failures", "finished"} - set(header): raise ValueError(f"it lacks {missing}")
         for shard in shards:
             if not re.fullmatch(r"\d{5,9}\.parquet", shard["name"]): raise ValueError(f"odd name {shard['name']!r}")
+            if not (isinstance(shard["rows"], int) and re.fullmatch("[0-9a-f]{64}", shard["sha256"])):
+                raise ValueError(f"odd rows or hash of {shard['name']}")
+        if len({shard["name"] for shard in shards}) < len(shards): raise ValueError("a shard comes twice")
         return header, shards
     except InputError: raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise InputError(f"The manifest {path} is damaged: {e}. {advice}") from e
 
-# %% ../nbs/10_store.ipynb #8eaaa1d5
+# %% ../nbs/10_store.ipynb #47e2ba1e
 def _process_start(pid: int) -> str:
     "When a process began, where the system tells; tells a process from a later one of the same number"
     try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -180,7 +186,7 @@ def _process_start(pid: int) -> str:
 def _is_alive(pid: int, start: str) -> bool:
     "Whether the process that took a lock still runs"
     if pid == os.getpid(): return False   # this very process: a cell run again
-    if os.name != "posix": return True    # elsewhere nothing harmless asks
+    if os.name != "posix": return True    # elsewhere asking is not harmless
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
     except OSError: return True           # somebody else's
@@ -199,19 +205,19 @@ def _take_lock(path: Path) -> str:   # the text that says that the lock is ours
             except (OSError, ValueError): held = {}
             here = held.get("host") == socket.gethostname()
             if held and not (here and not _is_alive(held["pid"], held["start"])):
-                raise InputError(f"{path.parent} is being written by process {held['pid']} on {held['host']}. Wait for it; if that "
-                                 f"machine is gone, delete {path}") from None
+                raise InputError(f"{path.parent} is being written by process {held['pid']} on {held['host']}. Wait for it; "
+                                 f"if that machine is gone, delete {path}") from None
             path.unlink(missing_ok=True)
     raise InputError(f"{path} cannot be taken: another process is quicker. Try again")
 
-# %% ../nbs/10_store.ipynb #462517c7
+# %% ../nbs/10_store.ipynb #a20c4930
 class Store:
     "Tables written in shards; the manifest is the only truth. Without `meta` it is opened for reading"
     def __init__(self,
         root,               # folder of the store
         meta: dict = None,  # what makes the rows (weights' hash, view, schema, ...); must not change in mid-store
     ):
-        self.root, self._lock, self._keys, self._failed = Path(root), None, None, {}
+        self.root, self._lock, self._keys, self._failed, self._new_failures = Path(root), None, None, {}, False
         if meta is None: self._read()
         else: self._open(_as_meta(meta))
 
@@ -221,13 +227,15 @@ class Store:
     @property
     def _failures(self) -> Path: return self.root / "failures.parquet"
 
-# %% ../nbs/10_store.ipynb #70a7e8ac
+# %% ../nbs/10_store.ipynb #e90b3285
 @patch
 def _read(self: Store) -> None:
     "What the manifest says"
-    if not self._manifest.exists(): raise InputError(f"There is no store at {self.root}: it has no {self._manifest.name}")
+    if not self._manifest.exists():
+        raise InputError(f"There is no store at {self.root}: it has no {self._manifest.name}")
     self.header, self.shards = _read_manifest(self._manifest)
 
+# %% ../nbs/10_store.ipynb #38bf1634
 @patch
 def _compare(self: Store, meta: dict) -> None:
     "Refuse to go on with other weights, another view or version"
@@ -235,9 +243,10 @@ def _compare(self: Store, meta: dict) -> None:
     differ = [key for key in {**have, **meta} if have.get(key) != meta.get(key)]
     if differ:
         shown = "; ".join(f"{key} was {str(have.get(key))[:80]}, now is {str(meta.get(key))[:80]}" for key in differ)
-        raise InputError(f"The store {self.root} was made with something else: {shown}. Rows of both would not be comparable: "
-                         "go on with what it was made with, or choose another folder")
+        raise InputError(f"The store {self.root} was made with something else: {shown}. Rows of both would not be "
+                         "comparable: go on with what it was made with, or choose another folder")
 
+# %% ../nbs/10_store.ipynb #55d0f1c7
 @patch
 def _open(self: Store, meta: dict) -> None:
     "Take the lock, compare `meta`, sweep away what a crash left half-written"
@@ -260,43 +269,65 @@ def _open(self: Store, meta: dict) -> None:
     for folder in (self.root, self.root / "shards"):
         for left in folder.glob(".*.tmp"): left.unlink()
     self._failed = self._read_failures(strict=False)
+    if not self._failed: self.header = self.header | dict(failures=None)
 
-# %% ../nbs/10_store.ipynb #b5ca09e2
-@patch
-def _commit(self: Store, shards: list) -> None:
-    "The moment at which `shards` are what the store holds"
+# %% ../nbs/10_store.ipynb #d020246f
+@patch(as_prop=True)
+def _is_writer(self: Store) -> bool:
+    "Whether the lock is still ours"
     lock = self.root / "lock"
-    if self._lock is None or not lock.exists() or lock.read_text() != self._lock:
-        raise InputError(f"{self.root} is not open for writing here (any more): it was closed, or another process or a later "
-                         "Store took it over. Open it again")
-    atomic_write(self._manifest, _manifest_text(self.header, shards))
-    self.shards = shards
+    return self._lock is not None and lock.exists() and lock.read_text() == self._lock
 
+# %% ../nbs/10_store.ipynb #3ea43e63
+@patch
+def _check_writer(self: Store) -> None:
+    "An error where the lock is not ours"
+    if not self._is_writer:
+        raise InputError(f"{self.root} is not open for writing here (any more): it was closed, or another process or a "
+                         "later Store took it over. Open it again")
+
+# %% ../nbs/10_store.ipynb #8383c657
+@patch
+def _commit(self: Store, shards: list, **header) -> None:
+    "The moment at which `shards` are what the store holds"
+    self._check_writer()
+    header = self.header | dict(finished=None) | header
+    if self._new_failures:
+        data = _as_bytes(_as_arrow(self.failures(), None, header["meta"]))
+        atomic_write(self._failures, data)
+        header["failures"] = dict(rows=len(self._failed), sha256=_sha256(data))
+    atomic_write(self._manifest, _manifest_text(header, shards))
+    self.header, self.shards, self._new_failures = header, shards, False
+
+# %% ../nbs/10_store.ipynb #536928b1
 @patch
 def close(self: Store) -> None:
     "Keep the failures noted so far, and let others write"
-    lock = self.root / "lock"
-    if self._lock is not None and lock.exists() and lock.read_text() == self._lock:
-        if getattr(self, "_new_failures", False): self._flush_failures(self.shards)
-        lock.unlink()
+    if self._is_writer:
+        if self._new_failures: self._commit(self.shards)
+        (self.root / "lock").unlink()
     self._lock = None
 
-# %% ../nbs/10_store.ipynb #295c8eee
+# %% ../nbs/10_store.ipynb #7a232801
 @patch
 def __enter__(self: Store): return self
 
+# %% ../nbs/10_store.ipynb #1e6d909a
 @patch
 def __exit__(self: Store, *error) -> None: self.close()
 
+# %% ../nbs/10_store.ipynb #befa635d
 @patch
 def __len__(self: Store) -> int: return sum(shard["rows"] for shard in self.shards)
 
+# %% ../nbs/10_store.ipynb #fdb3fa9c
 @patch
 def __repr__(self: Store) -> str:
     state = "finished" if self.header["finished"] else "not finished"
-    return f"Store({str(self.root)!r}): {len(self):,} rows in {len(self.shards):,} shards, {len(self._failed):,} quarantined, {state}"
+    return (f"Store {self.root.name!r}: {len(self):,} rows in {len(self.shards):,} shards, "
+            f"{(self.header['failures'] or dict(rows=0))['rows']:,} quarantined, {state}")
 
-# %% ../nbs/10_store.ipynb #8aaee527
+# %% ../nbs/10_store.ipynb #8ba5fda9
 @patch
 def _fault(self: Store, shard: dict) -> str:   # '' where there is none
     "What is wrong with the file of a shard"
@@ -304,6 +335,7 @@ def _fault(self: Store, shard: dict) -> str:   # '' where there is none
     if not path.exists(): return "is missing"
     return "" if sha256_file(path) == shard["sha256"] else "is not what was written"
 
+# %% ../nbs/10_store.ipynb #50f314e5
 @patch
 def _read_shard(self: Store, shard: dict, columns: list = None):   # pyarrow Table
     "One shard, if it is what was written"
@@ -312,13 +344,14 @@ def _read_shard(self: Store, shard: dict, columns: list = None):   # pyarrow Tab
     path = self.root / "shards" / shard["name"]
     data = path.read_bytes() if path.exists() else b""
     if _sha256(data) != shard["sha256"]:
-        raise InputError(f"{path} {self._fault(shard) or 'changed while it was read'}. verify() names all such shards; repair() "
-                         "forgets them, and the job makes their rows again")
+        raise InputError(f"{path} {self._fault(shard) or 'changed while it was read'}. verify() names all such shards; "
+                         "repair() forgets them, and the job makes their rows again")
     table = pq.read_table(pa.BufferReader(data), columns=columns)
-    if len(table) != shard["rows"]: raise InputError(f"{path} has {len(table):,} rows, but {shard['rows']:,} were written")
+    if len(table) != shard["rows"]:
+        raise InputError(f"{path} has {len(table):,} rows, but {shard['rows']:,} were written")
     return table
 
-# %% ../nbs/10_store.ipynb #7f9ef564
+# %% ../nbs/10_store.ipynb #f097ecff
 @patch
 def tables(
     self: Store,
@@ -327,6 +360,7 @@ def tables(
     "The shards one after another, each verified: for what does not fit into memory"
     for shard in self.shards: yield self._read_shard(shard, columns)
 
+# %% ../nbs/10_store.ipynb #b7e3a793
 @patch
 def read(
     self: Store,
@@ -334,12 +368,14 @@ def read(
 ) -> pd.DataFrame:          # in the order of writing
     "All rows as one table; an error where a shard is not what was written"
     import pyarrow as pa
-    columns = columns or [c for c in self.header["columns"] or ["id_str"] if c != "features"]
-    if missing := [c for c in columns if c not in (self.header["columns"] or ["id_str"])]:
-        raise InputError(f"The store {self.root} has no column {missing[0]!r}; it has {', '.join(self.header['columns'] or [])}")
+    have = self.header["columns"] or ["id_str"]
+    columns = columns or [c for c in have if c != "features"]
+    for column in columns:
+        if column not in have: raise InputError(f"The store {self.root} has no {column!r}: {near_names(column, have)}")
     parts = list(self.tables(columns))
     return pa.concat_tables(parts).to_pandas() if parts else pd.DataFrame({c: pd.Series(dtype="str") for c in columns})
 
+# %% ../nbs/10_store.ipynb #e0ed0d11
 @patch
 def read_features(
     self: Store,
@@ -355,7 +391,7 @@ def read_features(
         ids += table["id_str"].to_pylist()
     return ids, features
 
-# %% ../nbs/10_store.ipynb #80fa3bc8
+# %% ../nbs/10_store.ipynb #e409f5ca
 def _keys(ids) -> np.ndarray:
     "A number for each id"
     return pd.util.hash_array(np.asarray(ids, dtype=object), categorize=False)
@@ -386,6 +422,8 @@ def remaining(
     catalog: pd.DataFrame,   # with `id_str`
 ) -> pd.DataFrame:           # the rows that are still to do, in their order
     "What a job that was stopped has left to do"
+    if pd.api.types.is_numeric_dtype(catalog["id_str"]):
+        raise InputError("The ids are numbers: read the table with read_catalog, which keeps them as text")
     return catalog[~self.contains(catalog["id_str"])]
 
 # %% ../nbs/10_store.ipynb #8f77cb2f
@@ -395,7 +433,7 @@ def done_ids(self: Store) -> pd.Index:
     written = [i for table in self.tables(["id_str"]) for i in table["id_str"].to_pylist()]
     return pd.Index(written + list(self._failed), dtype="str", name="id_str")
 
-# %% ../nbs/10_store.ipynb #5d1e70dd
+# %% ../nbs/10_store.ipynb #f7a8fc44
 @patch
 def _refuse_repeats(self: Store, ids: list) -> None:
     "An error where an id is blank, comes twice, or is in the store"
@@ -405,9 +443,11 @@ def _refuse_repeats(self: Store, ids: list) -> None:
         raise InputError(f"{len(twice):,} ids come twice in one shard: {', '.join(twice[:5])}")
     known = self.contains(ids)
     if known.any():
-        raise InputError(f"{known.sum():,} ids are in the store already: {', '.join(np.array(ids, object)[known][:5])}. "
-                         "store.remaining(catalog) gives those that are not")
+        shown = ", ".join(np.array(ids, object)[known][:5])
+        raise InputError(f"{known.sum():,} ids are in the store already: {shown}. store.remaining(catalog) gives those that "
+                         "are not")
 
+# %% ../nbs/10_store.ipynb #d60fb3d9
 @patch
 def write_shard(
     self: Store,
@@ -415,6 +455,7 @@ def write_shard(
     features=None,    # (rows, dimensions) float32 or float16, for a column `features`
 ) -> int:             # rows written
     "Write one shard, and commit it together with the failures noted since the last"
+    self._check_writer()
     table = _as_arrow(frame, features, self.header["meta"])
     ids = table["id_str"].to_pylist()
     self._refuse_repeats(ids)
@@ -426,19 +467,18 @@ def write_shard(
     if self.header["columns"] not in (None, columns):
         odd = set(columns.items()) ^ set(self.header["columns"].items())
         raise InputError(f"This shard has other columns than the store {self.root}: {sorted(odd)[:6]}")
-    shards = self.shards
+    shards, known, self._keys = self.shards, self._known_keys(), None   # read again, should what follows fail
     if ids:
-        self.header = self.header | {"columns": columns}
         data = _as_bytes(table)
         name = f"{max((int(s['name'][:-8]) for s in shards), default=-1) + 1:05d}.parquet"
         atomic_write(self.root / "shards" / name, data)
         shards = [*shards, dict(name=name, rows=len(ids), ids=_sha256("\0".join(ids).encode()), sha256=_sha256(data))]
-    self._flush_failures(shards)
-    new, known = np.sort(_keys(ids)), self._known_keys()
+    self._commit(shards, columns=columns if ids else self.header["columns"])
+    new = np.sort(_keys(ids))
     self._keys = np.insert(known, np.searchsorted(known, new), new)
     return len(ids)
 
-# %% ../nbs/10_store.ipynb #69075b69
+# %% ../nbs/10_store.ipynb #7f83e766
 @patch
 def fail(
     self: Store,
@@ -449,24 +489,14 @@ def fail(
     if self.contains([id_str])[0]: raise InputError(f"{id_str!r} is in the store already: it can't fail any more")
     self._failed[id_str], self._new_failures = str(reason), True
 
+# %% ../nbs/10_store.ipynb #525040c0
 @patch
 def failures(self: Store) -> pd.DataFrame:
     "Who was quarantined, and why"
-    failed = self._failed if self._lock else self._read_failures()
+    failed = self._failed if self._lock is not None else self._read_failures()
     return pd.DataFrame({"id_str": list(failed), "reason": list(failed.values())}, dtype="str")
 
-@patch
-def _flush_failures(self: Store, shards: list) -> None:
-    "Write the table of failures, then commit it with `shards`"
-    header = self.header | {"finished": None}
-    if self._failed:
-        data = _as_bytes(_as_arrow(self.failures(), None, self.header["meta"]))
-        if getattr(self, "_new_failures", False): atomic_write(self._failures, data)
-        header["failures"] = dict(rows=len(self._failed), sha256=_sha256(data))
-    self.header = header
-    self._commit(shards)
-    self._new_failures = False
-
+# %% ../nbs/10_store.ipynb #d6a80a1a
 @patch
 def _read_failures(self: Store, strict: bool = True) -> dict:   # id: reason
     "The quarantined, if their table is what was written; else an error, or (not `strict`) none: they are tried again"
@@ -477,10 +507,10 @@ def _read_failures(self: Store, strict: bool = True) -> dict:   # id: reason
     data = self._failures.read_bytes() if self._failures.exists() else b""
     if _sha256(data) != noted["sha256"]:
         if not strict: return {}
-        raise InputError(f"{self._failures} is not what was written: let the job go on, which tries those pictures again")
+        raise InputError(f"{self._failures} is not what was written: let the job go on, which tries those again")
     return dict(zip(*pq.read_table(pa.BufferReader(data)).to_pydict().values()))
 
-# %% ../nbs/10_store.ipynb #1b242f99
+# %% ../nbs/10_store.ipynb #89e8a8c6
 @patch
 def finish(
     self: Store,
@@ -492,47 +522,49 @@ def finish(
     if not wanted.is_unique: raise InputError(f"Ids come twice in the input: {some(wanted[wanted.duplicated()])}")
     if not done.is_unique: raise InputError(f"Ids come twice in the store {self.root}: {some(done[done.duplicated()])}")
     missing, foreign = wanted[~wanted.isin(done)], done[~done.isin(wanted)]
-    if len(missing): raise InputError(f"Galaxies neither written nor quarantined: {some(missing)}. Let the job go on with "
-                                      "store.remaining(catalog)")
-    if len(foreign): raise InputError(f"The store {self.root} holds galaxies that are not in the input: {some(foreign)}. Did the "
-                                      "catalog change? Use another folder for another catalog")
-    self._flush_failures(self.shards)
-    self.header = self.header | {"finished": len(wanted)}
-    self._commit(self.shards)
+    if len(missing):
+        raise InputError(f"Galaxies neither written nor quarantined: {some(missing)}. Let the job go on with "
+                         "store.remaining(catalog)")
+    if len(foreign):
+        raise InputError(f"The store {self.root} holds galaxies that are not in the input: {some(foreign)}. Did the catalog "
+                         "change? Use another folder for another catalog")
+    self._commit(self.shards, finished=len(wanted))
     self.close()
-    if len(wanted) and not len(self): raise InputError(f"None of {len(wanted):,} galaxies could be done. The first reasons: "
-                                                       f"{'; '.join(list(self._failed.values())[:3])}")
+    if len(wanted) and not len(self):
+        raise InputError(f"None of {len(wanted):,} galaxies could be done. The first reasons: "
+                         f"{'; '.join(list(self._failed.values())[:3])}")
     return f"{len(self):,} written + {len(self._failed):,} quarantined = {len(wanted):,} galaxies, each once"
 
-# %% ../nbs/10_store.ipynb #9f29f1e0
+# %% ../nbs/10_store.ipynb #0cde6630
 @patch
 def verify(self: Store) -> Report:
     "Read every byte again: shards that are missing, not what was written, or not in the manifest"
     faults = {shard["name"]: self._fault(shard) for shard in self.shards}
-    found = []
+    found, folder, noted = [], self.root / "shards", self.header["failures"]
+    def say(severity, what, names, advice): found.append(Finding(severity, what, len(names), tuple(names[:5]), advice))
     for fault in ("is missing", "is not what was written"):
         bad = [name for name, what in faults.items() if what == fault]
-        if bad: found.append(Finding("error", f"{len(bad):,} of {len(faults):,} shards: {fault.replace('is', 'are', 1)}", len(bad),
-                                     tuple(bad[:5]), "repair() forgets them; the job then makes their rows again"))
-    folder = self.root / "shards"
+        if bad: say("error", f"{len(bad):,} of {len(faults):,} shards: each {fault}", bad,
+                    "repair() forgets them; the job then makes their rows again")
     foreign = sorted(p.name for p in folder.iterdir() if p.name not in faults) if folder.is_dir() else []
-    if foreign: found.append(Finding("warning", f"{len(foreign):,} files are not in the manifest", len(foreign), tuple(foreign[:5]),
-                                     "Left by a crash or copied here; nothing reads them"))
-    noted = self.header["failures"]
+    if foreign: say("warning", f"{len(foreign):,} files are not in the manifest", foreign,
+                    "Left by a crash or copied here; nothing reads them")
     if noted and not (self._failures.exists() and sha256_file(self._failures) == noted["sha256"]):
-        found.append(Finding("error", "failures.parquet is missing or not what was written", noted["rows"],
-                             advice="The job, run again, tries those pictures again"))
+        say("error", "a file is missing or not what was written", [self._failures.name],
+            "The job, run again, tries those pictures again")
     if not any(f.severity == "error" for f in found):
-        found.append(Finding("ok", f"{len(self):,} rows in {len(self.shards):,} shards, every byte as written", len(self)))
+        say("ok", f"{len(self):,} rows in {len(self.shards):,} shards, every byte as written", [], "")
     return Report(found, title=f"store {self.root.name}")
 
+# %% ../nbs/10_store.ipynb #725399c8
 @patch
 def repair(self: Store) -> list:
     "Forget the shards that are missing or damaged; their names. Open for writing first"
+    self._check_writer()
     bad = [shard["name"] for shard in self.shards if self._fault(shard)]
     for name in bad: (self.root / "shards" / name).unlink(missing_ok=True)
-    if bad: self._flush_failures([shard for shard in self.shards if shard["name"] not in bad])
     self._keys = None
+    if bad: self._commit([shard for shard in self.shards if shard["name"] not in bad])
     return bad
 
 # %% ../nbs/10_store.ipynb #3a9a997e
@@ -562,7 +594,7 @@ def _progress(total: int):
     bar.update(0)
     return bar
 
-# %% ../nbs/10_store.ipynb #8a822886
+# %% ../nbs/10_store.ipynb #3e22aaa4
 _TRY_AGAIN = (408, 416, 429, 500, 502, 503, 504)  # 416: what we have is not the beginning of what there is
 
 def download(
@@ -578,7 +610,8 @@ def download(
     from http.client import HTTPException
     from urllib.error import HTTPError
     dest, sha256 = Path(dest), sha256.lower()
-    if not re.fullmatch("[0-9a-f]{64}", sha256): raise InputError(f"sha256 has 64 hexadecimal digits, {sha256!r} has not")
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise InputError(f"A sha256 has 64 hexadecimal digits, {sha256!r} has not")
     if not url.lower().startswith(("http://", "https://")): raise InputError(f"Not a web address: {url!r}")
     if dest.exists() and sha256_file(dest) == sha256: return dest
     part = dest.with_name(f".{dest.name}.{sha256[:12]}.part")
@@ -589,7 +622,8 @@ def download(
             dest.parent.mkdir(parents=True, exist_ok=True)
             _fetch(url, part, timeout, progress)
         except HTTPError as e:
-            if e.code not in _TRY_AGAIN: raise InputError(f"{url} answers {e.code} {e.reason}: is the address right?") from e
+            if e.code not in _TRY_AGAIN:
+                raise InputError(f"{url} answers {e.code} {e.reason}: is the address right?") from e
             if e.code == 416: part.unlink(missing_ok=True)
             problem = f"the server answers {e.code}"
         except (ConnectionError, TimeoutError, HTTPException) as e: problem = str(e)
@@ -603,7 +637,9 @@ def download(
                 return dest
             wrong, problem = part.stat().st_size, "the bytes are not those that were promised"
             part.unlink()
-            if not earlier: raise InputError(f"{url} gave {wrong:,} bytes with another sha256 than {sha256[:12]}...: the file was "
-                                             "changed, or this is an error page. Nothing was kept")
+            if not earlier:
+                raise InputError(f"{url} gave {wrong:,} bytes with another sha256 than {sha256[:12]}...: the file was changed, "
+                                 "or this is an error page. Nothing was kept")
             earlier = False
-    raise InputError(f"{url} could not be had in {retries + 1} attempts: {problem}. What came is kept, and the next call goes on")
+    raise InputError(f"{url} could not be had in {retries + 1} attempts: {problem}. What came is kept, and the next call "
+                     "goes on")
