@@ -190,11 +190,11 @@ def decode(
     if view.greyscale: image = image.convert("L").convert("RGB")
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
-# %% ../nbs/20_data.ipynb #97ad25a8
+# %% ../nbs/20_data.ipynb #e1f166d1
 def _show_galaxy(ax, image: Tensor, title):
     "One galaxy, a text in its corner"
-    image = image.as_subclass(Tensor).permute(1, 2, 0)
-    ax.imshow(image if image.dtype == torch.uint8 else image.float().clamp(0, 1))
+    image = image.as_subclass(Tensor).permute(1, 2, 0).cpu()
+    ax.imshow((image if image.dtype == torch.uint8 else image.float().clamp(0, 1)).numpy())
     ax.text(.03, .97, str(title), transform=ax.transAxes, color="white", fontsize=7, va="top", parse_math=False,
             bbox=dict(facecolor="black", alpha=.5, pad=1, linewidth=0))
 
@@ -306,7 +306,7 @@ def fingerprint(self: FolderImages) -> str:
         except (OSError, ValueError, TypeError): return -1
     return _hash_rows((id, str(name), size(name)) for id, name in zip(self.ids, self.files))
 
-# %% ../nbs/20_data.ipynb #f2303e86
+# %% ../nbs/20_data.ipynb #6ee59194
 class ParquetImages:
     "Encoded pictures in a column of parquet files, as a hub data set stores them"
     def __init__(
@@ -315,7 +315,7 @@ class ParquetImages:
         image: str = "image",   # column of bytes, or of struct {bytes, path}
     ):
         self.path, self.image, self.groups, ids = Path(path), image, [], []
-        for file in (sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]):
+        for file in (sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]):
             try:
                 with pq.ParquetFile(file) as table:
                     _need_columns(table.schema_arrow.names, ["id_str", image], str(file))
@@ -614,7 +614,7 @@ def _look_at(source, i: int) -> dict:
     except ImageError as e: row["reason"] = str(e)
     return row
 
-# %% ../nbs/20_data.ipynb #226a1629
+# %% ../nbs/20_data.ipynb #ed012911
 def _image_findings(table: pd.DataFrame) -> list[Finding]:
     "What is odd in a table of `_look_at`"
     good, bad = table[table["reason"] == ""], table[table["reason"] != ""]
@@ -625,7 +625,7 @@ def _image_findings(table: pd.DataFrame) -> list[Finding]:
         ("warning", "missing", bad[missing], "reason", "Set aside under their ids: check root and file_loc"),
         ("warning", "unreadable", bad[~missing], "reason", "Set aside under their ids: fetch them again"),
         ("warning", "with pixels that another id has too", twice, None, "Keep one, or all on one side of a split"),
-        ("ok", f"of another size than {usual}", good[good["size"] != usual], "size", "Brought to one size, not one scale"),
+        ("ok", f"of other size than {usual}", good[good["size"] != usual], "size", "Resized, whatever their scale"),
         ("ok", "not square", good[oblong], "size", "The central square is kept"),
         ("ok", "not plain RGB", good[good["mode"] != "RGB"], "mode", "Grey fills three channels; transparent is black"),
         ("ok", "turned by EXIF", good[good["turned"]], None, "Used as a browser shows them"),
@@ -853,7 +853,7 @@ def _sides(catalog: pd.DataFrame, valid: float, seed: int) -> np.ndarray:   # 0 
         side = split.map(names).to_numpy()
     return side
 
-# %% ../nbs/20_data.ipynb #02a7171b
+# %% ../nbs/20_data.ipynb #33e72ff5
 def _near(pixels: Tensor, device) -> Tensor:
     "The pixels on the device, if they take at most half of its free memory"
     if torch.device(device).type != "cuda": return pixels
@@ -867,8 +867,8 @@ def _join(catalog, cache: PixelCache, side) -> list[np.ndarray]:   # rows of the
                          f"{cache.ids[0]!r} in the other")
     sides = [np.flatnonzero((side == split_idx) & (rows >= 0)) for split_idx in (0, 1)]
     for name, mine in zip(("training", "validation"), sides):
-        if not len(mine): raise InputError(f"No galaxy with a picture is for {name}: give more galaxies, another valid, "
-                                           "or a column 'split' with train and valid")
+        if not len(mine): raise InputError(f"No galaxy with a picture is for {name}: give more, another valid=, or a "
+                                           "column 'split' with train and valid")
     return [(mine, rows[mine]) for mine in sides]
 
 # %% ../nbs/20_data.ipynb #d436e1bb

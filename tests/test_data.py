@@ -1,0 +1,710 @@
+"Bad pictures, caches and batches: what `gz_nbdev.data` promises beyond its notebook. I1 to I20 number the kinds of bad input"
+import multiprocessing
+import os
+import struct
+import sys
+import time
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageFile, PngImagePlugin
+
+from gz_nbdev import data
+from gz_nbdev.data import (ArrayImages, Augment, FolderImages, ImageError, ParquetImages, TensorVotes, View, check_images, decode,
+                           galaxy_dls, image_grid, iter_batches, load_pixels)
+from gz_nbdev.schema import InputError, get_schema
+
+VIEW = View(32)
+
+
+def galaxy(seed=0, size=64):
+    "A blob on a gradient that no turn or mirror leaves as it is"
+    y, x = np.mgrid[:size, :size] / size - .5
+    rng = np.random.default_rng(seed)
+    blob = 200 * np.exp(-((x - .1) ** 2 / .01 + (y + .2) ** 2 / .04))
+    rgb = np.stack([blob, .7 * blob + 40 * (x + .5), .5 * blob + 40 * (y + .5)], -1) + rng.uniform(0, 10)
+    return Image.fromarray(rgb.clip(0, 255).astype(np.uint8))
+
+
+def encoded(image, format="JPEG", **kwargs):
+    image.save(out := BytesIO(), format, **kwargs)
+    return out.getvalue()
+
+
+def chunk(kind, body): return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width, height, chunks=b"", depth=8, colour=2):
+    "A PNG header, and whatever stands behind it"
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)) + chunks
+            + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
+
+
+def folder_of(root, files):
+    "A source over `files`, a dict of id to bytes"
+    for id, content in files.items(): (root / f"{id}.jpg").write_bytes(content)
+    return FolderImages(pd.DataFrame({"id_str": list(files), "file_loc": [f"{id}.jpg" for id in files]}), root)
+
+
+@pytest.fixture
+def survey(tmp_path): return folder_of(tmp_path, {f"g{i:02}": encoded(galaxy(i)) for i in range(20)})
+
+
+JPEG = encoded(galaxy())
+
+
+BAD = {
+    "I1 empty": (b"", "empty file"),
+    "I2 half a JPEG": (JPEG[:-len(JPEG) // 4], "truncated"),
+    "I2 half a progressive JPEG": (encoded(galaxy(), progressive=True)[:-300], "truncated"),
+    "I2 the head of a JPEG": (JPEG[:300], "cannot be decoded"),
+    "I2 half a PNG": (encoded(galaxy(), "PNG")[:800], "cannot be decoded"),
+    "I4 web page": (b"\xef\xbb\xbf\n <!DOCTYPE html><html>", "web page"),
+    "I4 text": (b"404 not found", "not a picture"),
+    "I6 32-bit whole": (encoded(Image.new("I", (64, 64), 9), "TIFF"), "32-bit pixels"),
+    "I6 32-bit float": (encoded(Image.new("F", (64, 64), 9), "TIFF"), "32-bit pixels"),
+    "I10 one pixel": (encoded(Image.new("RGB", (1, 1)), "PNG"), "too small: 1 x 1 px"),
+    "I10 strip": (encoded(Image.new("L", (1, 10000)), "PNG"), "too small"),
+    "I10 thin": (encoded(Image.new("L", (20, 100)), "PNG"), "too long and thin"),
+    "I12 text bomb": (png(64, 64, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 30_000_000))), "cannot be decoded"),
+    "I12 too few pixels": (png(64, 64), "cannot be decoded"),
+    "I14 EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", "PostScript"),
+    "I14 EPS with preview": (b"\xc5\xd0\xd3\xc6" + b"\0" * 40, "PostScript"),
+    "I14 PDF": (b"%PDF-1.7\n", "PDF"),
+    "I14 PSD": (b"8BPS\0\1" + b"\0" * 30, "Photoshop"),
+    "I14 FPX": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600, "FlashPix"),
+    "FITS": (b"SIMPLE  =                    T", "FITS"),
+    "gzip": (b"\x1f\x8b\x08" + b"\0" * 30, "gzip"),
+    "PPM, allowed nowhere": (encoded(galaxy(), "PPM"), "not a picture"),
+}
+
+
+@pytest.mark.parametrize("content, reason", [pytest.param(*case, id=name) for name, case in BAD.items()])
+def test_bad_bytes_are_set_aside_with_a_reason(tmp_path, content, reason):
+    with pytest.raises(ImageError, match=reason): decode(content, VIEW)
+    cache = load_pixels(folder_of(tmp_path, {"good": JPEG, "bad": content, "also": JPEG}), VIEW, progress=False)
+    assert cache.ids == ["good", "also"]
+    assert cache.failures["id_str"].tolist() == ["bad"] and reason in cache.failures["reason"][0]
+    assert len(cache.failures["reason"][0]) < 160 and "\n" not in cache.failures["reason"][0]
+
+
+def patched(content, where, packed): return content[:where] + packed + content[where + len(packed):]
+
+
+def huge():
+    "60,000 px on a side, says the header, in every format that can say so"
+    jpeg = encoded(galaxy())
+    frame = jpeg.index(b"\xff\xc0") + 5
+    yield "JPEG", patched(jpeg, frame, struct.pack(">HH", 60000, 60000))
+    yield "PNG", png(60000, 60000)
+    yield "GIF", patched(encoded(galaxy().convert("P"), "GIF"), 6, struct.pack("<HH", 60000, 60000))
+    yield "BMP", patched(encoded(galaxy(), "BMP"), 18, struct.pack("<ii", 60000, 60000))
+    tiff = encoded(galaxy(), "TIFF")
+    for tag in (256, 257):
+        entry = tiff.index(struct.pack("<HH", tag, 4), 4)
+        tiff = patched(tiff, entry + 8, struct.pack("<I", 60000))
+    yield "TIFF", tiff
+    yield "WEBP", webp(16383)
+    yield "just above", png(data.MAX_SIDE + 1, data.MAX_SIDE + 1)
+
+
+def webp(side):
+    "An animation of one small frame on a canvas of `side` px"
+    def u24(n): return struct.pack("<I", n)[:3]
+    frame = encoded(Image.new("RGB", (20, 20)), "WEBP", lossless=True)[12:]
+    body = u24(0) * 2 + u24(19) * 2 + u24(100) + b"\0" + frame
+    chunks = (b"WEBPVP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + u24(side - 1) * 2 + b"ANIM" + struct.pack("<I", 6) + b"\0" * 6
+              + b"ANMF" + struct.pack("<I", len(body)) + body)
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+@pytest.mark.parametrize("content", [pytest.param(content, id=name) for name, content in huge()])
+def test_I11_a_huge_header_costs_no_memory(content):
+    resource = pytest.importorskip("resource")
+    decode(JPEG, VIEW)  # every lazy import is done
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageError, match="too large"): decode(content, VIEW)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (after - before) * (1 if sys.platform == "darwin" else 1024) < 50e6
+
+
+def test_I12_a_bomb_that_unpacks_is_bounded_by_its_header():
+    zeros = chunk(b"IDAT", zlib.compress(b"\0" * 100_000_000, 9))  # 100 MB of them behind a picture of 64 px
+    assert decode(png(64, 64, zeros), VIEW).shape == (3, 32, 32)
+
+
+def test_I3_a_flipped_bit_is_found_by_the_hash_alone(survey, tmp_path):
+    cache = load_pixels(survey, VIEW, cache_dir=tmp_path / "cache", progress=False)
+    file = tmp_path / "g11.jpg"
+    content = bytearray(file.read_bytes())
+    content[-200] ^= 1
+    file.write_bytes(content)
+    assert decode(survey.read(11), VIEW).shape == (3, 32, 32)  # nothing is raised
+    assert cache.verify(survey) == ["g11"]
+
+
+def test_I5_the_name_says_nothing():
+    assert torch.equal(decode(encoded(galaxy(), "PNG"), View(64)), torch.from_numpy(np.array(galaxy())).permute(2, 0, 1))
+    for format in ("BMP", "TIFF", "WEBP"): assert decode(encoded(galaxy(), format), VIEW).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_I6_16_bits_keep_their_upper_8(format):
+    grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    pixels = decode(encoded(Image.fromarray(grey), format), View(64))
+    assert torch.equal(pixels, torch.from_numpy((grey >> 8).astype(np.uint8)).expand(3, 64, 64))
+    assert pixels.max() == 255
+
+
+def test_I6_16_bit_colour_keeps_its_upper_8():
+    row = b"\0" + struct.pack(">HHH", 0x80FF, 0x40FF, 0x20FF) * 64
+    pixels = decode(png(64, 64, chunk(b"IDAT", zlib.compress(row * 64)), depth=16), View(64))
+    assert pixels[:, 9, 9].tolist() == [0x80, 0x40, 0x20]
+
+
+@pytest.mark.parametrize("image, format, pixel", [
+    (Image.new("CMYK", (64, 64), (0, 255, 255, 0)), "TIFF", [255, 0, 0]),
+    (Image.new("P", (64, 64), 0), "PNG", None),
+    (Image.new("LA", (64, 64), (200, 0)), "PNG", [0, 0, 0]),
+    (Image.new("LA", (64, 64), (200, 255)), "PNG", [200, 200, 200]),
+    (Image.new("RGBA", (64, 64), (255, 100, 50, 0)), "PNG", [0, 0, 0]),
+    (Image.new("RGBA", (64, 64), (254, 100, 50, 128)), "PNG", [127, 50, 25]),
+    (Image.new("L", (64, 64), 77), "JPEG", [77, 77, 77]),
+    (Image.new("1", (64, 64), 1), "PNG", [255, 255, 255]),
+], ids=["CMYK", "palette", "LA clear", "LA opaque", "RGBA clear", "RGBA half", "I9 grey", "one bit"])
+def test_I7_I9_every_mode_has_its_rule(image, format, pixel):
+    if pixel is None: pixel = image.convert("RGB").getpixel((0, 0))
+    found = decode(encoded(image, format), VIEW)[:, 9, 9].tolist()
+    assert np.allclose(found, pixel, atol=2)
+
+
+def test_I7_a_clear_colour_of_a_palette_is_black():
+    palette = Image.new("P", (64, 64), 3)
+    palette.putpalette([255] * 768)
+    assert decode(encoded(palette, "PNG", transparency=3), VIEW).max() == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_I8_a_turn_in_exif_is_carried_out(orientation, format):
+    turns = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE, 6: Image.ROTATE_270,
+             7: Image.TRANSVERSE, 8: Image.ROTATE_90}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = encoded(galaxy(), format, exif=exif)
+    plain = Image.open(BytesIO(encoded(galaxy(), format))).convert("RGB")
+    turned = plain.transpose(turns[orientation]) if orientation in turns else plain
+    expected = torch.from_numpy(np.array(turned)).permute(2, 0, 1)
+    assert torch.equal(decode(stored, View(64)), expected)
+    _, batch = next(iter_batches(type("One", (), dict(ids=["a"], read=lambda s, i: stored, __len__=lambda s: 1))(), View(64)))
+    assert torch.equal(batch[0], expected)  # inference sees what training sees
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_I8_damaged_exif_is_no_crash():
+    broken = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 2 + 6 + 20) + b"Exif\0\0" + b"MM\0*\xff\xff\xff\xff" + b"\xff" * 12 + JPEG[2:]
+    try: assert decode(broken, VIEW).shape == (3, 32, 32)
+    except ImageError as e: assert "cannot be decoded" in str(e)
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "MPO", "WEBP", "PNG"])
+def test_I13_the_first_of_several_frames(format):
+    first, second = Image.new("RGB", (64, 64), (200, 0, 0)), Image.new("RGB", (64, 64), (0, 200, 0))
+    lossless = dict(lossless=True) if format == "WEBP" else {}
+    pixel = decode(encoded(first, format, save_all=True, append_images=[second], **lossless), VIEW)[:, 9, 9].tolist()
+    assert np.allclose(pixel, [200, 0, 0], atol=2)
+
+
+@pytest.fixture
+def outside(tmp_path):
+    "A folder of pictures, and a secret beside it"
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret.jpg").write_bytes(JPEG)
+    (tmp_path / "root" / "good.jpg").write_bytes(JPEG)
+    return tmp_path
+
+
+def reason_of(root, file_loc):
+    table = pd.DataFrame({"id_str": ["a"], "file_loc": pd.Series([file_loc], dtype=object)})
+    with pytest.raises(ImageError) as e: FolderImages(table, root).read(0)
+    return str(e.value)
+
+
+def test_I15_nothing_outside_the_root(outside):
+    root = outside / "root"
+    (root / "link.jpg").symlink_to(outside / "secret.jpg")
+    (root / "folder").symlink_to(outside)
+    for name in ("../secret.jpg", str(outside / "secret.jpg"), "link.jpg", "folder/secret.jpg", "good.jpg/../../secret.jpg"):
+        assert "outside the root" in reason_of(root, name)
+    (root / "inside.jpg").symlink_to(root / "good.jpg")
+    table = pd.DataFrame({"id_str": list("abc"), "file_loc": ["inside.jpg", str(root / "good.jpg"), "x/../good.jpg"]})
+    (root / "x").mkdir()
+    source = FolderImages(table, root)
+    assert [source.read(i) for i in range(3)] == [JPEG] * 3
+    (outside / "alias").symlink_to(root)  # the root itself may be a link
+    assert FolderImages(table[:1], outside / "alias").read(0) == JPEG
+
+
+def test_I15_pipes_and_devices_are_never_opened(outside, monkeypatch):
+    root = outside / "root"
+    os.mkfifo(root / "pipe.jpg")
+    assert "not a regular file" in reason_of(root, "pipe.jpg")  # and does not wait for a writer
+    assert "outside the root" in reason_of(root, "/dev/zero")
+    assert "not a regular file" in reason_of("/dev", "zero")
+    source = FolderImages(pd.DataFrame({"id_str": ["a"], "file_loc": ["pipe.jpg"]}), root)
+    with monkeypatch.context() as m, pytest.raises(ImageError, match="empty file"):
+        m.setattr(data.stat, "S_ISREG", lambda mode: True)  # as if the pipe were put there after the look
+        decode(source.read(0))
+
+
+def test_I16_missing_files_and_empty_cells(outside):
+    root = outside / "root"
+    (root / "dangling.jpg").symlink_to(root / "nowhere.jpg")
+    for name in ("lost.jpg", "dangling.jpg", None, np.nan, ""): assert reason_of(root, name).startswith("missing file")
+
+
+def test_I17_unreadable_files(outside, monkeypatch):
+    root = outside / "root"
+    (root / "folder.jpg").mkdir()
+    assert "not a regular file" in reason_of(root, "folder.jpg")
+    assert "Not a directory" in reason_of(root, "good.jpg/x.jpg")
+    def denied(path, flags): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(data, "_regular", denied)
+    assert reason_of(root, "good.jpg") == "cannot be read: Permission denied: 'good.jpg'"
+
+
+def test_a_file_that_is_no_picture_of_a_galaxy_by_size(outside, monkeypatch):
+    monkeypatch.setattr(data, "MAX_BYTES", 100)
+    assert "more than 100 bytes" in reason_of(outside / "root", "good.jpg")
+
+
+def test_I18_two_ids_may_share_a_file(outside):
+    source = FolderImages(pd.DataFrame({"id_str": ["a", "b"], "file_loc": ["good.jpg"] * 2}), outside / "root")
+    assert load_pixels(source, VIEW, progress=False).ids == ["a", "b"]
+    assert any("another id" in finding.what for finding in check_images(source).findings)
+
+
+NAMES = ["a b.jpg", "line\nbreak.jpg", "50%.jpg", "#1?.jpg", "galaxía-銀河-🌌.jpg", "'quote\".jpg", "x" * 251 + ".jpg", "<img onerror=x>.jpg",
+         "-rf.jpg", "~root.jpg", "$HOME.jpg", " .jpg"]
+
+
+def test_I19_any_name_will_do(tmp_path):
+    for i, name in enumerate(NAMES): (tmp_path / name).write_bytes(encoded(galaxy(i)))
+    table = pd.DataFrame({"id_str": NAMES, "file_loc": NAMES})
+    source = FolderImages(table, tmp_path)
+    cache = load_pixels(source, VIEW, cache_dir=tmp_path / "cache", progress=False)
+    assert cache.ids == NAMES and not len(cache.failures)
+    assert load_pixels(source, VIEW, cache_dir=tmp_path / "cache", progress=False).ids == NAMES
+    image_grid(cache.pixels, cache.ids).canvas.draw()  # no name is taken for mathematics
+
+
+def test_I19_names_that_no_file_can_have(tmp_path):
+    assert "cannot be read" in reason_of(tmp_path, "x" * 300 + ".jpg")
+    assert "cannot be read" in reason_of(tmp_path, "nul\0.jpg")
+    assert "missing file" in reason_of(tmp_path, b"\xff\xfe.jpg".decode("utf-8", "surrogateescape"))
+
+
+def test_I20_constant_and_burnt_out_are_used_and_said(tmp_path):
+    flat, burnt = Image.new("RGB", (64, 64), (20, 20, 20)), galaxy()
+    burnt.paste((255, 255, 255), (0, 0, 64, 32))
+    source = folder_of(tmp_path, {"flat": encoded(flat, "PNG"), "burnt": encoded(burnt, "PNG"), "good": JPEG})
+    assert len(load_pixels(source, VIEW, progress=False)) == 3
+    report = check_images(source)
+    said = {finding.what: finding for finding in report.findings}
+    assert said["1 constant"].examples == ("flat",) and said["1 white over more than a fifth"].examples == ("burnt",)
+    assert report.ok and not report.warnings
+
+
+def test_the_report_names_all_that_is_odd(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {f"g{i}": encoded(galaxy(i)) for i in range(4)} | {
+        "grey": encoded(galaxy(5).convert("L"), "PNG"), "clear": encoded(galaxy(6).convert("RGBA"), "PNG"),
+        "oblong": encoded(galaxy(7).crop((0, 0, 64, 40))), "turned": encoded(galaxy(8), exif=exif), "page": b"<html>"}
+    source = folder_of(tmp_path, files)
+    (tmp_path / "g3.jpg").unlink()
+    report = check_images(source)
+    whats = " ".join(finding.what for finding in report.findings)
+    for what in ("7 of 9", "1 missing", "1 unreadable", "1 of other size", "1 not square", "2 not plain RGB", "1 turned"):
+        assert what in whats
+    assert [f.severity for f in report.findings if "missing" in f.what or "unreadable" in f.what] == ["warning"] * 2
+    nothing = check_images(folder_of(tmp_path, {"a": b"", "b": b"x"}))
+    assert not nothing.ok and "Is this the right root?" in str(nothing)
+
+
+def test_a_sample_is_chosen_by_its_seed(survey):
+    seen = []
+    class Spy:
+        ids = survey.ids
+        def __len__(self): return 20
+        def read(self, i): seen.append(i); return survey.read(i)
+    for seed in (0, 0, 1): check_images(Spy(), sample=5, seed=seed)
+    runs = [sorted(set(seen[k:k + 10])) for k in (0, 10, 20)]
+    assert runs[0] == runs[1] != runs[2] and len(runs[0]) == 5
+
+
+def test_switches_of_pillow_do_not_matter(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES"): decode(JPEG, VIEW)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(ImageError, match="too large: 60000 x 60000"): decode(png(60000, 60000), VIEW)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 10_000)
+    assert decode(encoded(galaxy(), "PNG", pnginfo=text), VIEW).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("size, crop", [(64, 1.), (32, .5), (100, .31), (48, .9)])
+def test_a_view_takes_the_central_square(size, crop):
+    wide = Image.new("RGB", (300, 100))
+    wide.paste((250, 250, 250), (100, 0, 200, 100))  # only the central square is white
+    assert decode(encoded(wide, "PNG"), View(size, crop)).min() > 200 or crop == 1.
+    assert decode(encoded(wide, "PNG"), View(size, crop))[:, size // 2, size // 2].min() == 250
+
+
+def test_a_view_is_checked_and_travels_as_json():
+    for wrong in (dict(size=4), dict(size=64.), dict(crop=0), dict(mean=(1, 2)), dict(std=(1, 1, 0))):
+        with pytest.raises(InputError): View(**wrong)
+    assert View.from_dict(View(96, .5, True, [0, 1, 2], [1, 1, 1]).to_dict()) == View(96, .5, True, (0, 1, 2), (1, 1, 1))
+    assert len({View().key, View(64).key, View(crop=.9).key, View(greyscale=True).key, View(mean=(.2,) * 3).key}) == 5
+    grey = decode(JPEG, View(32, greyscale=True))
+    assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
+
+
+# Many pictures: the id stays with its pixels
+
+def dirty(tmp_path, n=60):
+    "Every fifth picture is bad, in one way or another"
+    bad = [b"", b"<html>", JPEG[:300], encoded(Image.new("L", (1, 1)), "PNG")]
+    return folder_of(tmp_path, {f"g{i:03}": bad[i // 5 % 4] if i % 5 == 2 else encoded(galaxy(i)) for i in range(n)})
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("cached", [False, True])
+def test_every_row_is_its_own_picture_and_nothing_is_lost(tmp_path, threads, cached):
+    source = dirty(tmp_path)
+    cache = load_pixels(source, VIEW, tmp_path / "cache" if cached else None, threads=threads, progress=False)
+    failures, batches = [], []
+    batches += iter_batches(source, VIEW, batch_size=7, failures=failures, threads=threads)
+    ids = sum([ids for ids, _ in batches], [])
+    assert ids == cache.ids and sorted(ids + [id for id, _ in failures]) == source.ids
+    assert failures == list(cache.failures.itertuples(index=False, name=None)) and len(failures) == 12
+    assert [len(ids) for ids, _ in batches] == [7] * 6 + [6]
+    pixels = torch.cat([pixels for _, pixels in batches])
+    assert torch.equal(pixels, cache.pixels)
+    for id, row in zip(ids, pixels): assert torch.equal(row, decode(source.read(source.ids.index(id)), VIEW))
+
+
+def test_batches_of_some_pictures_in_any_order(tmp_path):
+    source, failures = dirty(tmp_path), []
+    batches = list(iter_batches(source, VIEW, 4, indices=[30, 2, 0, 59, 7, 41], failures=failures))
+    assert [ids for ids, _ in batches] == [["g030", "g000", "g059", "g041"]] and [id for id, _ in failures] == ["g002", "g007"]
+    cache, again = load_pixels(source, VIEW, progress=False), []
+    batches = list(iter_batches(cache, VIEW, 40, failures=again))
+    assert sorted(sum([ids for ids, _ in batches], []) + [id for id, _ in again]) == source.ids
+
+
+def test_a_reader_that_stops_stops_the_threads(survey):
+    read = []
+    class Spy:
+        ids = [str(i) for i in range(100_000)]
+        def __len__(self): return len(self.ids)
+        def read(self, i): read.append(i); return JPEG
+    next(iter_batches(Spy(), VIEW, batch_size=8, threads=2))
+    assert len(read) < 400  # not the whole catalog
+
+
+def count_decodes(monkeypatch):
+    calls, real = [], data.decode
+    monkeypatch.setattr(data, "decode", lambda *args: calls.append(1) or real(*args))
+    return calls
+
+
+def test_a_second_call_decodes_nothing(survey, tmp_path, monkeypatch):
+    calls = count_decodes(monkeypatch)
+    first = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    assert len(calls) == 20
+    again = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    other_mean = load_pixels(survey, View(32, mean=(.5, .5, .5)), cache_dir=tmp_path / "c", progress=False)
+    assert len(calls) == 20 and torch.equal(first.pixels, again.pixels) and other_mean.view.mean == (.5, .5, .5)
+    again.pixels[0] = 0  # private to this process
+    assert torch.equal(load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False).pixels, first.pixels)
+    load_pixels(survey, View(40), cache_dir=tmp_path / "c", progress=False)
+    assert len(calls) == 40
+
+
+def test_file_times_decide_nothing_and_content_does(survey, tmp_path, monkeypatch):
+    load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    calls, file = count_decodes(monkeypatch), tmp_path / "g03.jpg"
+    os.utime(file, (1, 1))
+    load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    assert len(calls) == 0
+    times, content = os.stat(file), bytearray(file.read_bytes())
+    content[-100] ^= 8  # another picture, as many bytes, at the same time
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    cache = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    assert len(calls) == 20 and cache.verify(survey) == []
+
+
+def test_a_picture_that_is_mended_comes_back(survey, tmp_path):
+    (tmp_path / "g05.jpg").unlink()
+    assert len(load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)) == 19
+    (tmp_path / "g05.jpg").write_bytes(JPEG)
+    assert len(load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)) == 20
+
+
+@pytest.mark.parametrize("harm", ["cut", "index", "gone"])
+def test_a_damaged_cache_is_built_anew(survey, tmp_path, harm):
+    first = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    pixels = first.pixels.clone()
+    if harm == "cut": (first.folder / "pixels.u8").write_bytes(b"short")
+    if harm == "index": (first.folder / "index.parquet").write_bytes(b"PAR1 no more")
+    if harm == "gone": (first.folder / "cache.json").unlink()
+    again = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    assert torch.equal(again.pixels, pixels) and again.verify(survey) == []
+
+
+def test_verify_finds_a_flipped_pixel(survey, tmp_path):
+    cache = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    with open(cache.folder / "pixels.u8", "r+b") as f: f.seek(1234); f.write(b"\x99")
+    with pytest.raises(InputError, match="was damaged"): cache.verify(survey)
+
+
+def build_slowly(root, decoded, sums):
+    "What a process of its own does: count each decode, and say what came of it"
+    real = data.decode
+    def slow(*args):
+        with decoded.get_lock(): decoded.value += 1
+        time.sleep(.02)
+        return real(*args)
+    data.decode = slow
+    ids = [f"g{i:02}" for i in range(20)]
+    source = FolderImages(pd.DataFrame({"id_str": ids, "file_loc": [f"{id}.jpg" for id in ids]}), root)
+    cache = load_pixels(source, VIEW, root / "c", threads=1, progress=False)
+    sums.put((int(cache.pixels.sum()), len(cache)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_two_processes_and_a_killed_one_build_one_cache(survey, tmp_path):
+    context = multiprocessing.get_context("fork")
+    decoded, sums = context.Value("i", 0), context.Queue()
+    victim, *others = [context.Process(target=build_slowly, args=(tmp_path, decoded, sums)) for _ in range(3)]
+    victim.start()
+    while decoded.value < 5: time.sleep(.005)
+    victim.kill()
+    victim.join()
+    assert [path.name for path in (tmp_path / "c").glob("pixels*")] == []  # nothing looks finished
+    decoded.value = 0
+    for other in others: other.start()
+    found = [sums.get(timeout=60) for _ in others]
+    for other in others: other.join()
+    assert set(found) == {(int(load_pixels(survey, VIEW, progress=False).pixels.sum()), 20)}
+    assert decoded.value == 20  # one built, the other waited and shared
+    assert not list((tmp_path / "c").glob(".*.part")) and len(list((tmp_path / "c").glob("pixels*"))) == 1
+
+
+def test_a_full_disk_is_said_before_the_first_picture(survey, tmp_path, monkeypatch):
+    calls = count_decodes(monkeypatch)
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: type("Usage", (), dict(free=10))())
+    with pytest.raises(InputError, match="needs 0.00 GB in .*cache_dir=None"): load_pixels(survey, VIEW, tmp_path / "c", progress=False)
+    assert not calls
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(survey, tmp_path, monkeypatch):
+    def full(fd): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(data.os, "fsync", full)
+    with pytest.raises(InputError, match="No space left"): load_pixels(survey, VIEW, tmp_path / "c", progress=False)
+    assert [p.name for p in (tmp_path / "c").iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_no_picture_at_all_is_an_error(tmp_path):
+    source = folder_of(tmp_path, {"a": b"", "b": b"<html>"})
+    for cache_dir in (None, tmp_path / "c"):
+        with pytest.raises(InputError, match="None of the 2 pictures can be used.*a empty file"):
+            load_pixels(source, VIEW, cache_dir, progress=False)
+
+
+# Sources
+
+def test_catalogs_that_cannot_be_a_source(tmp_path):
+    ok = pd.DataFrame({"id_str": ["a", "b"], "file_loc": ["a.jpg", "b.jpg"]})
+    for table, message in [(ok.drop(columns="file_loc"), "no column 'file_loc'"), (ok[:0], "no galaxies"),
+                           (ok.assign(id_str=["a", "a"]), "more than once \\('a'\\)"), (ok.assign(id_str=[1., 2.]), "not text"),
+                           (ok.assign(id_str=["a", None]), "row 1 is nan"), (ok.rename(columns={"id_str": "id"}), "'id_str'")]:
+        with pytest.raises(InputError, match=message): FolderImages(table, tmp_path)
+    with pytest.raises(InputError, match="There is no folder"): FolderImages(ok, tmp_path / "nowhere")
+    assert FolderImages(ok.assign(id_str=[587739505552785605, 2]), tmp_path).ids[0] == "587739505552785605"
+
+
+@pytest.mark.parametrize("struct_column", [False, True])
+def test_parquet_gives_the_bytes_of_every_row(tmp_path, struct_column):
+    pictures = [encoded(galaxy(i)) for i in range(10)]
+    cells = [{"bytes": p, "path": "x"} for p in pictures] if struct_column else list(pictures)
+    cells[4] = None
+    table = pd.DataFrame({"id_str": [f"g{i}" for i in range(10)], "image": cells})
+    table[:6].to_parquet(tmp_path / "a.parquet", row_group_size=4)
+    table[6:].to_parquet(tmp_path / "b.parquet")
+    source = ParquetImages(tmp_path)
+    cache = load_pixels(source, VIEW, tmp_path / "c", threads=3, progress=False)
+    assert cache.ids == [f"g{i}" for i in range(10) if i != 4] and "missing" in cache.failures["reason"][0]
+    for id, row in zip(cache.ids, cache.pixels): assert torch.equal(row, decode(pictures[int(id[1])], VIEW))
+    assert source.fingerprint() == ParquetImages(tmp_path).fingerprint()
+
+
+def test_parquet_that_is_none(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(InputError, match="not whole parquet"): ParquetImages(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="not whole parquet"): ParquetImages(tmp_path / "b.parquet")
+    pd.DataFrame({"id_str": ["a"], "picture": [JPEG]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="no column 'image'"): ParquetImages(tmp_path / "a.parquet")
+    assert ParquetImages(tmp_path / "a.parquet", image="picture").read(0) == JPEG
+
+
+def test_a_damaged_page_of_parquet_is_set_aside(tmp_path):
+    pictures, file = [encoded(galaxy(i)) for i in range(8)], tmp_path / "a.parquet"
+    pd.DataFrame({"id_str": [f"g{i}" for i in range(8)], "image": pictures}).to_parquet(
+        file, row_group_size=4, write_page_checksum=True, compression=None, use_dictionary=False)
+    content = file.read_bytes()
+    where = content.index(pictures[1]) + 300
+    file.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1:])
+    cache = load_pixels(ParquetImages(file), VIEW, progress=False)
+    assert cache.ids == ["g4", "g5", "g6", "g7"] and "row group 0" in cache.failures["reason"][0]
+
+
+def test_arrays_are_checked_and_summed_up_by_their_pixels(tmp_path):
+    images = torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8)
+    for wrong in (images.float(), images[:, :1], images[0]):
+        with pytest.raises(InputError, match="a uint8 tensor"): ArrayImages(list("abcd"), wrong)
+    first = load_pixels(ArrayImages(list("abcd"), images), View(64), tmp_path, progress=False)
+    images[2, 0, 5, 5] ^= 1
+    second = load_pixels(ArrayImages(list("abcd"), images), View(64), tmp_path, progress=False)
+    assert torch.equal(second.pixels, images) and not torch.equal(first.pixels, images)
+
+
+# Batches for training
+
+def votes_of(n, schema=get_schema("dr5"), seed=0):
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame({"id_str": [f"g{i:03}" for i in range(n)]}).join(
+        pd.DataFrame(rng.integers(0, 40, (n, len(schema.columns))), columns=schema.columns))
+
+
+def test_votes_follow_the_id_and_not_the_place(tmp_path):
+    source = dirty(tmp_path)
+    catalog = votes_of(60).sample(frac=1, random_state=1)  # another order than the pictures
+    catalog = pd.concat([catalog, votes_of(70)[65:]])       # and ids that have none
+    dls = galaxy_dls(catalog, source, "dr5", view=VIEW, bs=8, device="cpu", augment=False, progress=False)
+    by_id, seen = catalog.set_index("id_str"), []
+    for dl in dls.loaders:
+        for x, y in dl.new(shuffle=False, drop_last=False):
+            seen += x.ids
+            assert np.array_equal(y.numpy(), by_id.loc[x.ids, dls.schema.columns].to_numpy(np.float32))
+            for id, picture in zip(x.ids, x):
+                alone = dls.view.normalise(decode(source.read(source.ids.index(id)), VIEW))
+                assert torch.allclose(picture, alone, atol=1e-5)
+    assert sorted(seen + dls.failures["id_str"].tolist()) == source.ids and len(set(seen)) == len(seen)
+    assert dls.c == 34 and isinstance(y, TensorVotes) and not set(dls.train_ds.ids) & set(dls.valid_ds.ids)
+
+
+def test_ids_are_lost_rather_than_wrong(survey):
+    dls = galaxy_dls(votes_of(20).assign(id_str=survey.ids), survey, "dr5", view=VIEW, device="cpu", progress=False)
+    x, _ = dls.one_batch()
+    assert len(x.ids) == len(x) and not hasattr(x.flip(0), "ids") and not hasattr(x[1:], "ids")
+
+
+def test_a_run_goes_on_where_it_was(survey):
+    def loaders(): return galaxy_dls(votes_of(20).assign(id_str=survey.ids), survey, "dr5", view=VIEW, bs=4, device="cpu",
+                                     seed=3, progress=False)
+    def epoch(dls): return [(x.ids, x.sum().item()) for x, _ in dls.train]
+    whole, resumed = loaders(), loaders()
+    first, second, third = (epoch(whole) for _ in range(3))
+    torch.manual_seed(99)
+    resumed.train.epoch = 2
+    assert epoch(resumed) == third != second and first != second
+
+
+def test_flips_swap_what_has_a_hand():
+    augment, n = Augment(), 400
+    augment.swap, x = data._swap(["left", "right", "none"], [("left", "right")]), torch.zeros(n, 3, 8, 8)
+    votes = TensorVotes(torch.tensor([[30., 5., 2.]]).repeat(n, 1), schema="s")
+    augment.generator.manual_seed(0)
+    _, y = augment((x, votes), split_idx=0)
+    augment.generator.manual_seed(0)
+    theta, mirrored = augment.draw(n)
+    assert torch.equal(torch.linalg.det(theta[:, :, :2]) < 0, mirrored) and 150 < mirrored.sum() < 250
+    assert (y[mirrored] == torch.tensor([5., 30., 2.])).all() and (y[~mirrored] == torch.tensor([30., 5., 2.])).all()
+    assert isinstance(y, TensorVotes) and y.schema == "s"
+    _, same = augment((x, votes), split_idx=1)
+    assert torch.equal(same, votes)
+
+
+def test_a_pinwheel_tells_its_hand_after_any_turn():
+    "The picture itself: a mirrored spiral winds the other way, a turned one does not"
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 65), torch.linspace(-1, 1, 65), indexing="ij")
+    radius, angle = (x ** 2 + y ** 2).sqrt(), torch.atan2(y, x)
+    spiral = (.5 + .5 * torch.cos(2 * angle - 8 * radius)) * (radius < .8)
+    def hand(image):  # correlation of the picture with a winding phase of either sense
+        sums = [(image * torch.exp(1j * (2 * angle - s * 8 * radius)) * (radius < .7)).sum().abs() for s in (1, -1)]
+        return bool(sums[0] > sums[1])
+    augment = Augment(zoom=0., shift=0.)
+    augment.generator.manual_seed(1)
+    out, _ = augment((spiral.expand(40, 3, 65, 65), torch.zeros(40)), split_idx=0)
+    augment.generator.manual_seed(1)
+    _, mirrored = augment.draw(40)
+    assert [hand(image[0]) for image in out] == [not m for m in mirrored.tolist()]
+
+
+def test_labels_of_every_kind(survey):
+    catalog = pd.DataFrame({"id_str": survey.ids, "ring": [0, 1] * 10, "type": list("abcd") * 5, "ratio": np.linspace(.1, .9, 20),
+                            "wind": ["cw", "acw"] * 10})
+    def dls(**kwargs): return galaxy_dls(catalog, survey, view=VIEW, bs=8, device="cpu", valid=.3, progress=False, **kwargs)
+    ring, kind, ratio = dls(label="ring"), dls(label="type"), dls(label="ratio")
+    assert ring.vocab == [0, 1] and ring.c == 2 and kind.vocab == list("abcd") and ratio.vocab is None and ratio.c == 1
+    (_, y), (x, z) = ring.one_batch(), ratio.one_batch()
+    assert y.dtype == torch.int64 and z.dtype == torch.float32
+    assert np.allclose(z, catalog.set_index("id_str").loc[x.ids, "ratio"])
+    wind = dls(label="wind", flip_pairs=[("cw", "acw")])
+    x, y = wind.one_batch()
+    mirrored = wind.train.after_batch.fs[0]
+    mirrored.generator.manual_seed(int(np.random.SeedSequence((0, wind.train.epoch)).generate_state(1)[0]))
+    flipped = mirrored.draw(len(x))[1].numpy()
+    own = catalog.set_index("id_str").loc[x.ids, "wind"].map(wind.vocab.index).to_numpy()
+    assert np.array_equal(y.numpy(), np.where(flipped, 1 - own, own)) and flipped.any()
+
+
+def test_tables_that_cannot_be_learnt(survey):
+    votes = votes_of(20).assign(id_str=survey.ids)
+    column = get_schema("dr5").columns[0]
+    def fails(message, catalog=votes, **kwargs):
+        with pytest.raises(InputError, match=message): galaxy_dls(catalog, survey, view=VIEW, device="cpu", progress=False, **kwargs)
+    fails("no column", votes.drop(columns=column), schema="dr5")
+    fails("votes are whole numbers", votes.assign(**{column: .5}), schema="dr5")
+    fails("whole numbers", votes.assign(**{column: np.inf}), schema="dr5")
+    fails("not numbers", votes.assign(**{column: "many"}), schema="dr5")
+    fails("'id_str'", votes.drop(columns="id_str"), schema="dr5")
+    fails("more than once", pd.concat([votes, votes]), schema="dr5")
+    fails("No galaxy with a picture is for validation", votes.assign(split="train"), schema="dr5")
+    fails("did you mean", votes.assign(split="training"), schema="dr5")
+    fails("flip_pairs has 'clockwise'", schema="dr5", flip_pairs=[("clockwise", column)])
+    fails("nothing to learn", votes.assign(ring=1), label="ring")
+    fails("have no 'ring'", votes.assign(ring=[1, None] * 10), label="ring")
+    assert galaxy_dls(votes.assign(**{column: np.nan}), survey, view=VIEW, device="cpu", progress=False).schema.columns[0] == column
+
+
+def test_the_split_of_the_catalog_is_kept(survey):
+    votes = votes_of(20).assign(id_str=survey.ids)
+    split = votes.assign(split=["train"] * 12 + ["valid"] * 5 + ["test"] * 3)
+    dls = galaxy_dls(split, survey, "dr5", view=VIEW, device="cpu", progress=False)
+    assert dls.train_ds.ids.tolist() == survey.ids[:12] and dls.valid_ds.ids.tolist() == survey.ids[12:17]
+    dls = galaxy_dls(votes.assign(is_valid=[True] * 4 + [False] * 16), survey, "dr5", view=VIEW, device="cpu", progress=False)
+    assert dls.valid_ds.ids.tolist() == survey.ids[:4]
+
+
+def test_nothing_to_show_is_said():
+    with pytest.raises(InputError, match="no galaxies to show"): image_grid(torch.zeros(0, 3, 8, 8))
