@@ -177,7 +177,7 @@ def _read_manifest(path: Path) -> tuple[dict, list]:   # header, shards
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise InputError(f"The manifest {path} is damaged: {e}. {advice}") from e
 
-# %% ../nbs/10_store.ipynb #47e2ba1e
+# %% ../nbs/10_store.ipynb #b1b63bc3
 def _process_start(pid: int) -> str:
     "When a process began, where the system tells; tells a process from a later one of the same number"
     try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -205,12 +205,12 @@ def _take_lock(path: Path) -> str:   # the text that says that the lock is ours
             except (OSError, ValueError): held = {}
             here = held.get("host") == socket.gethostname()
             if held and not (here and not _is_alive(held["pid"], held["start"])):
-                raise InputError(f"{path.parent} is being written by process {held['pid']} on {held['host']}. Wait for it; "
-                                 f"if that machine is gone, delete {path}") from None
+                raise InputError(f"{path.parent} is being written by process {held['pid']} on {held['host']}. Wait for "
+                                 f"it; if that machine is gone, delete {path}") from None
             path.unlink(missing_ok=True)
     raise InputError(f"{path} cannot be taken: another process is quicker. Try again")
 
-# %% ../nbs/10_store.ipynb #a20c4930
+# %% ../nbs/10_store.ipynb #a6fed9cf
 class Store:
     "Tables written in shards; the manifest is the only truth. Without `meta` it is opened for reading"
     def __init__(self,
@@ -220,6 +220,7 @@ class Store:
         self.root, self._lock, self._keys, self._failed, self._new_failures = Path(root), None, None, {}, False
         if meta is None: self._read()
         else: self._open(_as_meta(meta))
+        self._failed = self._read_failures(strict=False)
 
     @property
     def _manifest(self) -> Path: return self.root / "manifest.jsonl"
@@ -246,7 +247,7 @@ def _compare(self: Store, meta: dict) -> None:
         raise InputError(f"The store {self.root} was made with something else: {shown}. Rows of both would not be "
                          "comparable: go on with what it was made with, or choose another folder")
 
-# %% ../nbs/10_store.ipynb #55d0f1c7
+# %% ../nbs/10_store.ipynb #20a31839
 @patch
 def _open(self: Store, meta: dict) -> None:
     "Take the lock, compare `meta`, sweep away what a crash left half-written"
@@ -268,8 +269,7 @@ def _open(self: Store, meta: dict) -> None:
         raise
     for folder in (self.root, self.root / "shards"):
         for left in folder.glob(".*.tmp"): left.unlink()
-    self._failed = self._read_failures(strict=False)
-    if not self._failed: self.header = self.header | dict(failures=None)
+    if not self._read_failures(strict=False): self.header = self.header | dict(failures=None)
 
 # %% ../nbs/10_store.ipynb #d020246f
 @patch(as_prop=True)
@@ -426,14 +426,14 @@ def remaining(
         raise InputError("The ids are numbers: read the table with read_catalog, which keeps them as text")
     return catalog[~self.contains(catalog["id_str"])]
 
-# %% ../nbs/10_store.ipynb #8f77cb2f
+# %% ../nbs/10_store.ipynb #16cde493
 @patch
 def done_ids(self: Store) -> pd.Index:
     "The ids that need no more work: written first, then quarantined"
     written = [i for table in self.tables(["id_str"]) for i in table["id_str"].to_pylist()]
-    return pd.Index(written + list(self._failed), dtype="str", name="id_str")
+    return pd.Index(written + self.failures().id_str.tolist(), dtype="str", name="id_str")
 
-# %% ../nbs/10_store.ipynb #f7a8fc44
+# %% ../nbs/10_store.ipynb #cd33c4c1
 @patch
 def _refuse_repeats(self: Store, ids: list) -> None:
     "An error where an id is blank, comes twice, or is in the store"
@@ -444,8 +444,8 @@ def _refuse_repeats(self: Store, ids: list) -> None:
     known = self.contains(ids)
     if known.any():
         shown = ", ".join(np.array(ids, object)[known][:5])
-        raise InputError(f"{known.sum():,} ids are in the store already: {shown}. store.remaining(catalog) gives those that "
-                         "are not")
+        raise InputError(f"{known.sum():,} ids are in the store already: {shown}. store.remaining(catalog) gives "
+                         "those that are not")
 
 # %% ../nbs/10_store.ipynb #d60fb3d9
 @patch
@@ -510,7 +510,7 @@ def _read_failures(self: Store, strict: bool = True) -> dict:   # id: reason
         raise InputError(f"{self._failures} is not what was written: let the job go on, which tries those again")
     return dict(zip(*pq.read_table(pa.BufferReader(data)).to_pydict().values()))
 
-# %% ../nbs/10_store.ipynb #89e8a8c6
+# %% ../nbs/10_store.ipynb #37e46789
 @patch
 def finish(
     self: Store,
@@ -526,8 +526,8 @@ def finish(
         raise InputError(f"Galaxies neither written nor quarantined: {some(missing)}. Let the job go on with "
                          "store.remaining(catalog)")
     if len(foreign):
-        raise InputError(f"The store {self.root} holds galaxies that are not in the input: {some(foreign)}. Did the catalog "
-                         "change? Use another folder for another catalog")
+        raise InputError(f"The store {self.root} holds galaxies that are not in the input: {some(foreign)}. Did the "
+                         "catalog change? Use another folder for another catalog")
     self._commit(self.shards, finished=len(wanted))
     self.close()
     if len(wanted) and not len(self):
@@ -594,7 +594,7 @@ def _progress(total: int):
     bar.update(0)
     return bar
 
-# %% ../nbs/10_store.ipynb #3e22aaa4
+# %% ../nbs/10_store.ipynb #a2e94b19
 _TRY_AGAIN = (408, 416, 429, 500, 502, 503, 504)  # 416: what we have is not the beginning of what there is
 
 def download(
@@ -638,8 +638,8 @@ def download(
             wrong, problem = part.stat().st_size, "the bytes are not those that were promised"
             part.unlink()
             if not earlier:
-                raise InputError(f"{url} gave {wrong:,} bytes with another sha256 than {sha256[:12]}...: the file was changed, "
-                                 "or this is an error page. Nothing was kept")
+                raise InputError(f"{url} gave {wrong:,} bytes with another sha256 than {sha256[:12]}...: the file "
+                                 "was changed, or this is an error page. Nothing was kept")
             earlier = False
-    raise InputError(f"{url} could not be had in {retries + 1} attempts: {problem}. What came is kept, and the next call "
-                     "goes on")
+    raise InputError(f"{url} could not be had in {retries + 1} attempts: {problem}. What came is kept, and the next "
+                     "call goes on")
