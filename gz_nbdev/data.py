@@ -10,7 +10,7 @@ __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'MAX_RATIO', 'MAX_BYTES', 'View', 
            'TensorVotes', 'VotesBlock', 'Augment', 'GalaxyItems', 'GalaxyDL', 'TensorLabel', 'galaxy_dls', 'show_batch',
            'show_results']
 
-# %% ../nbs/20_data.ipynb #3628b5b9
+# %% ../nbs/20_data.ipynb #3b0ed3e1
 import hashlib
 import json
 import mmap
@@ -18,6 +18,7 @@ import os
 import shutil
 import stat
 import sys
+import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+import fastai.vision.learner  # registers ways to show any picture; ours, for galaxies with votes, must come after
 from fastai.data.block import TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL, show_batch, show_results
 from fastai.torch_core import TensorBase, TensorCategory, TensorImage, default_device
@@ -97,7 +99,7 @@ def key(self: View) -> str:  # 12 hexadecimal digits
     "A short name, another one for every other view"
     return _digest(json.dumps(self.to_dict(), sort_keys=True).encode())[:12]
 
-# %% ../nbs/20_data.ipynb #f1f477e5
+# %% ../nbs/20_data.ipynb #13eea249
 @patch
 def normalise(
     self: View,
@@ -106,7 +108,7 @@ def normalise(
     "Pixels as a network takes them"
     mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
     white = 255 if pixels.dtype == torch.uint8 else 1
-    return pixels.float() * (1 / (white * std)) - mean / std
+    return (pixels * (1 / (white * std))).sub_(mean / std)
 
 @patch
 def denormalise(
@@ -190,11 +192,11 @@ def decode(
     if view.greyscale: image = image.convert("L").convert("RGB")
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
-# %% ../nbs/20_data.ipynb #e1f166d1
+# %% ../nbs/20_data.ipynb #5ffd7954
 def _show_galaxy(ax, image: Tensor, title):
     "One galaxy, a text in its corner"
     image = image.as_subclass(Tensor).permute(1, 2, 0).cpu()
-    ax.imshow((image if image.dtype == torch.uint8 else image.float().clamp(0, 1)).numpy())
+    ax.imshow((image.float().clamp(0, 1) if image.is_floating_point() else image).numpy())  # whole numbers: of 255
     ax.text(.03, .97, str(title), transform=ax.transAxes, color="white", fontsize=7, va="top", parse_math=False,
             bbox=dict(facecolor="black", alpha=.5, pad=1, linewidth=0))
 
@@ -481,23 +483,24 @@ def _in_memory(source, view, threads, progress) -> PixelCache:
     index = _decode_into(write, source, view, threads, progress)
     return PixelCache(pixels[:(index["reason"] == "").sum()], view, index)
 
-# %% ../nbs/20_data.ipynb #f83df5f7
+# %% ../nbs/20_data.ipynb #5b75fd89
 def _write_cache(source, view, folder: Path, threads, progress):
     "Build a cache under a temporary name, and rename it when it is whole"
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed: nobody else holds the lock
     partial.mkdir()
-    h = hashlib.blake2b(digest_size=16)
+    crc = 0
     try:
         with open(partial/"pixels.u8", "wb") as f:
             def write(picture):
-                f.write(picture.numpy().data)
-                h.update(picture.numpy().data)
+                nonlocal crc
+                f.write(data := picture.numpy().data)
+                crc = zlib.crc32(data, crc)
             index = _decode_into(write, source, view, threads, progress)
             f.flush()
             os.fsync(f.fileno())
         index.to_parquet(partial/"index.parquet", index=False)
-        (partial/"cache.json").write_text(json.dumps(dict(view=view.to_dict(), pixels=h.hexdigest())))
+        (partial/"cache.json").write_text(json.dumps(dict(view=view.to_dict(), crc32=crc)))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally: shutil.rmtree(partial, ignore_errors=True)
@@ -548,7 +551,7 @@ def load_pixels(
                          "cache_dir, a smaller view, or cache_dir=None for memory") from e
     return _read_cache(source, view, folder)
 
-# %% ../nbs/20_data.ipynb #eca6bbf0
+# %% ../nbs/20_data.ipynb #5b382380
 @patch
 def verify(
     self: PixelCache,
@@ -557,10 +560,10 @@ def verify(
     "Read everything again; `InputError` if the file of pixels itself was damaged"
     if source.ids != self.index["id_str"].tolist(): raise InputError("This cache was made from another list of ids")
     if self.folder is not None:
-        h = hashlib.blake2b(digest_size=16)
+        crc = 0
         with open(self.folder/"pixels.u8", "rb") as f:
-            while piece := f.read(2**22): h.update(piece)
-        if h.hexdigest() != json.loads((self.folder/"cache.json").read_text())["pixels"]:
+            while piece := f.read(2**22): crc = zlib.crc32(piece, crc)
+        if crc != json.loads((self.folder/"cache.json").read_text())["crc32"]:
             raise InputError(f"{self.folder} was damaged: delete it, and load_pixels builds it anew")
     def changed(i): return _hash_of(source, i) != self.index["hash"].iloc[i]
     return [id for id, new in zip(source.ids, _ahead(changed, range(len(source)), None)) if new]
@@ -700,7 +703,7 @@ def _label_targets(catalog: pd.DataFrame, label: str):   # (rows,) int64 and the
     codes, vocab = pd.factorize(values.astype(int) if fractional else values, sort=True)
     return torch.tensor(codes), vocab.tolist()
 
-# %% ../nbs/20_data.ipynb #59944a60
+# %% ../nbs/20_data.ipynb #e888077d
 class Augment(ItemTransform):
     "Turn by any angle, mirror, zoom and shift every picture of a batch"
     split_idx, order = 0, 10  # in training alone, before the pixels are normalised
@@ -715,7 +718,7 @@ class Augment(ItemTransform):
     def encodes(self, batch):
         x, y, *rest = batch
         theta, mirrored = self.draw(len(x))
-        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x
         grid = F.affine_grid(theta.to(x), list(x.shape), align_corners=False)
         x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
         return (x, y if self.swap is None else _mirror(y, mirrored, self.swap), *rest)
