@@ -604,14 +604,15 @@ def iter_batches(
             ids, pictures = zip(*rows)
             yield list(ids), torch.stack(pictures)
 
-# %% ../nbs/20_data.ipynb #75db8d0d
+# %% ../nbs/20_data.ipynb #55a481fb
 def _look_at(source, i: int) -> dict:
     "What there is to say about one picture"
     row = dict(id=source.ids[i], reason="", size="", mode="", hash="", turned=False, flat=False, burnt=False)
     try:
-        image = _open(source.read(i))
+        picture = source.read(i)
+        image = _open(picture)
         row.update(size=f"{image.width} x {image.height}", mode=image.mode, turned=image.getexif().get(0x0112, 1) != 1)
-        pixels = decode(source.read(i), View(64))
+        pixels = decode(picture, View(64))
         row.update(hash=_hash_picture(pixels), flat=pixels.float().std().item() < 1,
                    burnt=(pixels == 255).all(0).float().mean().item() > .2)
     except ImageError as e: row["reason"] = str(e)
