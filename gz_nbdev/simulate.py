@@ -231,7 +231,7 @@ def _draw_features(rng, g):
     g["lopsided"] = np.where(g.kind == "irregular", rng.uniform(.1, .4, n), rng.rayleigh(.05, n).clip(0, .3))
     return g
 
-# %% ../nbs/15_simulate.ipynb #4f724529
+# %% ../nbs/15_simulate.ipynb #0ef8e76f
 def _draw_rare(rng, g):
     "Mergers, arcs and artefacts, one in a hundred each"
     n = len(g)
@@ -244,10 +244,10 @@ def _draw_rare(rng, g):
     g["companion_axis_ratio"], g["companion_position_angle"] = rng.uniform(.4, 1, n), rng.uniform(0, 180, n)
     g["tail_pitch"], g["tail_turn"] = rng.uniform(25, 55, n), rng.uniform(.9, 2.4, n)
     g["tail_balance"] = rng.uniform(.1, 1, n)
-    g["einstein_radius"] = 1.2 + 3.2 * rng.beta(1.3, 3, n)
-    offset, angle = .45 * g.einstein_radius * np.sqrt(rng.random(n)), rng.uniform(0, 2 * np.pi, n)
+    g["einstein_radius"] = 1.5 + 3.5 * rng.beta(1.3, 2.8, n)
+    offset, angle = .35 * g.einstein_radius * np.sqrt(rng.random(n)), rng.uniform(0, 2 * np.pi, n)
     g["source_x"], g["source_y"] = offset * np.cos(angle), offset * np.sin(angle)
-    g["source_r50"], g["source_axis_ratio"] = rng.uniform(.2, .5, n), rng.uniform(.4, 1, n)
+    g["source_r50"], g["source_axis_ratio"] = rng.uniform(.18, .4, n), rng.uniform(.4, 1, n)
     g["artefact_kind"] = np.where(g.artefact, _pick(rng, n, ["trail", "star", "band", "size"], [.3, .3, .2, .2]), "")
     g["artefact_angle"], g["artefact_offset"] = rng.uniform(0, 360, n), rng.uniform(-.3, .3, n)
     g["artefact_band"] = rng.integers(0, 3, n)
@@ -457,7 +457,7 @@ def _face_on(p, x, y):
     ring, swept = _ring(p, plane)
     return disc * (1 - swept) + _bar(p, plane), (young + ring).clamp(min=0), dust
 
-# %% ../nbs/15_simulate.ipynb #203ab9c9
+# %% ../nbs/15_simulate.ipynb #fd370e24
 def _edge_on(p, x, y):
     "Disc seen from the side: sech^2 in height, with a dust lane"
     u, v = _rotate(x, y, p["position_angle"])
@@ -471,7 +471,7 @@ def _edge_on(p, x, y):
     clumps = torch.exp(.35 * _polar_sample(_texture(p["seed"], 10), u / h, torch.sigmoid(v / z0)))
     lane = torch.exp(-.5 * (v / (.3 * z0))**2 - u.abs() / (1.5 * h))
     dust = _col(p["dust_brightness"]) / _at(p, 1.2 * p["r50"]) * lane
-    return disc * clumps, .15 * disc * clumps, dust
+    return .82 * disc * clumps, .12 * disc * clumps, dust  # the clumps average 1.06
 
 # %% ../nbs/15_simulate.ipynb #d1b772e9
 def _companions(p, x, y):
@@ -807,16 +807,17 @@ def _first_answers(g, s):
                     "major-disturbance": .02 + s.wild * (1 - .6 * s.joined),
                     "tidal-debris": .07 + s.merger * (1 - s.joined)}}
 
-# %% ../nbs/15_simulate.ipynb #6fa8e8fd
+# %% ../nbs/15_simulate.ipynb #ba24ff98
 def _disc_answers(g, s):
     "Edge-on, arms, bar and bulge, as those answer who said featured"
     edge = .02 + .96 * _logistic((.25 - g.axis_ratio) / .035) * (g.kind != "elliptical")
-    arms, bar = (.97 * s.arms / s.featured).clip(upper=.97), (s.bar / s.featured.clip(lower=.4)).clip(upper=.95)
+    arms, bar = (.97 * s.arms / s.featured).clip(upper=.97), .96 * s.bar**.7
     long = _logistic((g.bar_length / g.r50 - .6) / .12) * _logistic(np.log(g.bar_strength.clip(1e-3) / 18) / .4)
     edges = np.log([.012, .15, .5, 1.])
     none, small, moderate, large, dominant = _ordered(np.log(g.bulge_fraction.to_numpy()), edges, .35)
     boxy = (g.edge_on_bulge == "boxy") * .6 * s.resolved + .04
     flat = np.where(g.edge_on_bulge == "none", .75, .1)
+    round_ = 1.04 - .9 * boxy - flat
     tight, medium, loose = _ordered(g.pitch.fillna(15.).to_numpy(), (20, 29), 3.5)
     count = {str(k): .03 + s.clear_arms * np.exp(-1.8 * (g.arms - k).abs()) for k in range(1, 5)}
     many = .02 + s.clear_arms * np.exp(-1.8 * (5 - g.arms).clip(lower=0))
@@ -826,11 +827,14 @@ def _disc_answers(g, s):
         "bar": {"strong": .01 + bar * long, "weak": .05 + bar * (1 - long), "yes": .04 + bar, "no": 1.02 - bar},
         "bulge-size": {"dominant": dominant, "large": large, "moderate": moderate, "small": small, "none": none,
                        "obvious": moderate + large, "just-noticeable": small, "no": none},
-        "edge-on-bulge": {"boxy": boxy, "none": flat, "rounded": 1.04 - .9 * boxy - flat},
-        "bulge-shape": {"boxy": boxy, "no-bulge": flat, "round": 1.04 - .9 * boxy - flat},
+        "edge-on-bulge": {"boxy": boxy, "none": flat, "rounded": round_, "yes": 1 - flat, "no": flat},
+        "bulge-shape": {"boxy": boxy, "no-bulge": flat, "none": flat, "round": round_, "rounded": round_},
         "spiral-winding": {"tight": tight, "medium": medium, "loose": loose},
         "spiral-arm-count": {**count, "more-than-4": many, "5-plus": many, "cant-tell": .05 + .9 * (1 - s.clear_arms)},
-        "clumpy-appearance": clumpy, "clumps": clumpy}
+        "clumpy-appearance": clumpy, "clumps": clumpy, "clumps-embedded-larger-object": _yes_no(.9 - 0 * s.clumps),
+        "galaxy-symmetrical": _yes_no(.8 - g.lopsided.clip(upper=.4)),
+        "clump-count": {"1": .1 - .05 * s.clumps, "2": .15 - .1 * s.clumps, "3": .15 + 0 * s.clumps,
+                        "4": .15 + 0 * s.clumps, "5-plus": .2 + .5 * s.clumps, "cant-tell": .25 - .15 * s.clumps}}
 
 # %% ../nbs/15_simulate.ipynb #4232ac1d
 def _odd_answers(g, s):
@@ -867,7 +871,7 @@ def vote_model(
         columns.append(weights / weights.sum(-1, keepdims=True))
     return np.concatenate(columns, -1), 8 + 32 * (2 * shows.featured - 1).abs().to_numpy()
 
-# %% ../nbs/15_simulate.ipynb #f28cc9f1
+# %% ../nbs/15_simulate.ipynb #ed566d2c
 def draw_votes(
     expected: np.ndarray,    # (N, answers) expected fractions m, answers in the schema's order
     agreement: np.ndarray,   # (N,) how alike people see a galaxy, A
@@ -880,13 +884,14 @@ def draw_votes(
     m, a = np.pad(expected, ((0, pad), (0, 0)), constant_values=.5), np.pad(agreement, (0, pad), constant_values=1.)
     fractions, votes = np.zeros(m.shape), np.zeros(m.shape, dtype=np.int64)
     for start in range(0, len(m), BLOCK):  # whole blocks: a longer survey begins with the shorter
-        rows, rng = slice(start, start + BLOCK), np.random.default_rng([seed, start // BLOCK, 1])
-        for question in schema.questions:
+        rows = slice(start, start + BLOCK)
+        for number, question in enumerate(schema.questions):
+            rng, casts = (np.random.default_rng([seed, start // BLOCK, 1 + k, number]) for k in (0, 1))
             p = rng.standard_gamma(a[rows, None] * m[rows, question.slice]) + 1e-9
             p = p / p.sum(-1, keepdims=True)
             asked = np.full(BLOCK, volunteers)
             if question.asked_after: asked = votes[rows][:, [columns.index(c) for c in question.asked_after]].sum(-1)
-            fractions[rows, question.slice], votes[rows, question.slice] = p, rng.multinomial(asked, p)
+            fractions[rows, question.slice], votes[rows, question.slice] = p, casts.multinomial(asked, p)
     return fractions[:len(expected)], votes[:len(expected)]
 
 # %% ../nbs/15_simulate.ipynb #ab94a2b9
