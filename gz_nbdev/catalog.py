@@ -9,16 +9,16 @@ __all__ = ['ID_NAMES', 'FILE_NAMES', 'RA_NAMES', 'DEC_NAMES', 'FORMATS', 'GZ1_CL
            'read_hart16', 'read_kaggle', 'read_efigi', 'read_gz1', 'read_catalog', 'Finding', 'Report', 'match_sky',
            'match_ids', 'check_catalog', 'split_catalog']
 
-# %% ../nbs/05_catalog.ipynb #c03b7aa3
+# %% ../nbs/05_catalog.ipynb #514c803a
 import csv
 import gzip
 import hashlib
 import html
 import re
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import pandas as pd
@@ -103,7 +103,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     table.attrs["skipped"] = skipped
     return table.drop(columns=[c for c in table if re.fullmatch(r"__index_level_\d+__", c)])
 
-# %% ../nbs/05_catalog.ipynb #3f30acea
+# %% ../nbs/05_catalog.ipynb #8f87bd0c
 def _from_astropy(table) -> pd.DataFrame:
     "An astropy Table: ids digit by digit, columns of arrays left out"
     skipped = [c for c in table.colnames if getattr(table[c], "ndim", 1) > 1]
@@ -119,8 +119,8 @@ def _from_astropy(table) -> pd.DataFrame:
 def _read_astropy(path: Path, format: str) -> pd.DataFrame:
     "FITS, VOTable or ECSV"
     from astropy.table import Table
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with catch_warnings():
+        simplefilter("ignore")
         try: table = Table.read(path, format=format)
         except Exception as e:  # astropy raises many kinds for a damaged file
             raise InputError(f"{path.name} cannot be read as {format}: {type(e).__name__}: {e}") from e
@@ -240,7 +240,7 @@ def _add_position(table: pd.DataFrame, notes: list) -> pd.DataFrame:
             if known[0].lower() != name: notes.append(f"{name} is {known[0]!r}")
     return table
 
-# %% ../nbs/05_catalog.ipynb #3c9100eb
+# %% ../nbs/05_catalog.ipynb #111ef292
 @lru_cache
 def _vote_columns() -> frozenset:
     "Every vote column of every campaign, with and without its suffix"
@@ -251,8 +251,8 @@ def _find_schema(columns, notes: list):   # Schema or None
     "The schema of the vote columns among `columns`; what is wrong with them is told in `notes`"
     votes = [c for c in columns if c in _vote_columns()]
     if len(votes) < 2: return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with catch_warnings():
+        simplefilter("ignore")
         try: return Schema.from_columns(votes)
         except InputError as error: notes.append(f"votes not used: {error}")
 
@@ -566,10 +566,11 @@ def _bad_votes(catalog: pd.DataFrame, columns: list, test) -> tuple:   # votes, 
         shown += [f"{column} of {names.iloc[row]}: {votes[row]:g}" for row in np.flatnonzero(bad)[:5]]
     return cells, int(rows.sum()), tuple(shown[:5])
 
-# %% ../nbs/05_catalog.ipynb #ddc489e3
+# %% ../nbs/05_catalog.ipynb #8507731a
 _TOO_LARGE = "infinite votes, or beyond 2^24", "No question was put to that many people: mend them"
 _NEGATIVE = "negative votes", "Votes are counts; where -1 or -99 says 'missing', make it 0"
-_FRACTIONS = "fractions where counts are expected", "A loss needs the number asked: take the table of counts, or multiply by it"
+_FRACTIONS = ("fractions where counts are expected",
+              "A loss needs the number asked: take the table of counts, or multiply by it")
 _BROKEN = "votes that are not whole numbers", "Votes are counts: take them before they were weighted or averaged"
 
 def _check_votes(catalog: pd.DataFrame, columns: list) -> list:

@@ -8,13 +8,12 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/store.html.md"""
 __all__ = ['FORMAT', 'atomic_write', 'sha256_file', 'features_column', 'features_array', 'write_parquet', 'read_meta', 'Store',
            'download']
 
-# %% ../nbs/10_store.ipynb #14dd8e81
+# %% ../nbs/10_store.ipynb #5e21d4f6
 import dataclasses
 import hashlib
 import json
 import os
 import re
-import shutil
 import socket
 import time
 import uuid
@@ -123,15 +122,15 @@ def _as_bytes(table) -> bytes:
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue().to_pybytes()
 
-# %% ../nbs/10_store.ipynb #439c772f
+# %% ../nbs/10_store.ipynb #c4b5106f
 def write_parquet(
     path,                 # of one file
     frame,                # DataFrame or pyarrow Table with `id_str`
-    meta: dict = {},      # what made it: weights, view, schema; goes into the footer
+    meta: dict = None,    # what made it: weights, view, schema; goes into the footer
     features=None,        # (rows, dimensions) array for a column `features`
 ) -> Path:                # `path`
     "A table that fits into memory, written in one go"
-    return atomic_write(path, _as_bytes(_as_arrow(frame, features, _as_meta(meta))))
+    return atomic_write(path, _as_bytes(_as_arrow(frame, features, _as_meta(meta or {}))))
 
 def read_meta(
     path,          # parquet file
@@ -177,7 +176,7 @@ def _read_manifest(path: Path) -> tuple[dict, list]:   # header, shards
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise InputError(f"The manifest {path} is damaged: {e}. {advice}") from e
 
-# %% ../nbs/10_store.ipynb #b1b63bc3
+# %% ../nbs/10_store.ipynb #d1e3b5e3
 def _process_start(pid: int) -> str:
     "When a process began, where the system tells; tells a process from a later one of the same number"
     try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -203,6 +202,7 @@ def _take_lock(path: Path) -> str:   # the text that says that the lock is ours
         except FileExistsError:
             try: held = _strict(path.read_text())
             except (OSError, ValueError): held = {}
+            if not (isinstance(held, dict) and {"pid", "host", "start"} <= set(held)): held = {}
             here = held.get("host") == socket.gethostname()
             if held and not (here and not _is_alive(held["pid"], held["start"])):
                 raise InputError(f"{path.parent} is being written by process {held['pid']} on {held['host']}. Wait for "
@@ -510,18 +510,18 @@ def _read_failures(self: Store, strict: bool = True) -> dict:   # id: reason
         raise InputError(f"{self._failures} is not what was written: let the job go on, which tries those again")
     return dict(zip(*pq.read_table(pa.BufferReader(data)).to_pydict().values()))
 
-# %% ../nbs/10_store.ipynb #37e46789
+# %% ../nbs/10_store.ipynb #a929f218
 @patch
 def finish(
     self: Store,
     input_ids,     # everybody who should be in the store: sequence of text
 ) -> str:          # one line for people
     "Assert that written + quarantined = input, each once; then let others write"
-    wanted, done = pd.Index(list(input_ids), dtype="str"), self.done_ids()
+    wanted, done = (pd.Index(list(ids), dtype=object) for ids in (input_ids, self.done_ids()))
     def some(ids): return f"{len(ids):,} ({', '.join(ids[:5])})"
     if not wanted.is_unique: raise InputError(f"Ids come twice in the input: {some(wanted[wanted.duplicated()])}")
     if not done.is_unique: raise InputError(f"Ids come twice in the store {self.root}: {some(done[done.duplicated()])}")
-    missing, foreign = wanted[~wanted.isin(done)], done[~done.isin(wanted)]
+    missing, foreign = wanted.difference(done, sort=False), done.difference(wanted, sort=False)
     if len(missing):
         raise InputError(f"Galaxies neither written nor quarantined: {some(missing)}. Let the job go on with "
                          "store.remaining(catalog)")
@@ -594,9 +594,19 @@ def _progress(total: int):
     bar.update(0)
     return bar
 
-# %% ../nbs/10_store.ipynb #a2e94b19
+# %% ../nbs/10_store.ipynb #a1a4f0ba
 _TRY_AGAIN = (408, 416, 429, 500, 502, 503, 504)  # 416: what we have is not the beginning of what there is
 
+def _keep(part: Path, dest: Path, sha256: str) -> bool:
+    "Give the file its name if it is what was promised, else delete it"
+    if sha256_file(part) != sha256:
+        part.unlink()
+        return False
+    os.replace(part, dest)
+    _sync_folder(dest.parent)
+    return True
+
+# %% ../nbs/10_store.ipynb #17b2d56a
 def download(
     url: str,               # http or https
     dest,                   # file to make
@@ -631,15 +641,11 @@ def download(
             if getattr(e, "reason", None) is None: raise InputError(f"{dest} cannot be written: {e.strerror}") from e
             problem = str(e.reason)
         else:
-            if sha256_file(part) == sha256:
-                os.replace(part, dest)
-                _sync_folder(dest.parent)
-                return dest
-            wrong, problem = part.stat().st_size, "the bytes are not those that were promised"
-            part.unlink()
+            if _keep(part, dest, sha256): return dest
+            problem = "the bytes are not those that were promised"
             if not earlier:
-                raise InputError(f"{url} gave {wrong:,} bytes with another sha256 than {sha256[:12]}...: the file "
-                                 "was changed, or this is an error page. Nothing was kept")
+                raise InputError(f"{url} gave a file with another sha256 than {sha256[:12]}...: it was changed, or this is an "
+                                 "error page. Nothing was kept")
             earlier = False
     raise InputError(f"{url} could not be had in {retries + 1} attempts: {problem}. What came is kept, and the next "
                      "call goes on")

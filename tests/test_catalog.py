@@ -1,4 +1,5 @@
-"Tables as people have them: what is read, what is refused, and what a check says (numbers are those of the list of bad inputs)"
+"Tables as people have them: what is read, what is refused, and what a check says (I27 and so on: the bad inputs)"
+
 import gzip
 from html.parser import HTMLParser
 
@@ -7,11 +8,22 @@ import pandas as pd
 import pytest
 from astropy.table import Table
 
-from gz_nbdev.catalog import (Finding, Report, check_catalog, match_ids, match_sky, read_catalog, read_efigi, read_hart16,
-                              read_ring_catalog, read_table, split_catalog)
+from gz_nbdev.catalog import (
+    Finding,
+    Report,
+    check_catalog,
+    match_ids,
+    match_sky,
+    read_catalog,
+    read_efigi,
+    read_hart16,
+    read_ring_catalog,
+    read_table,
+    split_catalog,
+)
 from gz_nbdev.schema import InputError, Schema, get_schema
 
-A, B = "587722981741363294", "587722981741363323"   # two galaxies that are one float
+A, B = "587722981741363294", "587722981741363323"  # two galaxies that are one float
 DR5 = get_schema("dr5")
 
 
@@ -33,9 +45,18 @@ def errors(table, *args, **kwargs) -> str:
 
 # Reading
 
-@pytest.mark.parametrize("text", [
-    f"\ufeffid_str,smooth\n{A},1\n{B},2\n", f"id_str;smooth\r\n{A};1\r\n{B};2\r\n", f"id_str\tsmooth\n{A}\t1\n{B}\t2\n",
-    f'"id_str","smooth"\n"{A}","1"\n"{B}","2"\n', f"id_str smooth\n{A} 1\n{B} 2\n", f" id_str , smooth\n{A},1\n{B},2"])
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"\ufeffid_str,smooth\n{A},1\n{B},2\n",
+        f"id_str;smooth\r\n{A};1\r\n{B};2\r\n",
+        f"id_str\tsmooth\n{A}\t1\n{B}\t2\n",
+        f'"id_str","smooth"\n"{A}","1"\n"{B}","2"\n',
+        f"id_str smooth\n{A} 1\n{B} 2\n",
+        f" id_str , smooth\n{A},1\n{B},2",
+    ],
+)
 def test_i30_dialects(tmp_path, text):
     table = read_table(write(tmp_path / "t.csv", text))
     assert table.id_str.tolist() == [A, B] and table.smooth.tolist() == [1, 2]
@@ -51,25 +72,41 @@ def test_gzip(tmp_path):
     assert read_table(tmp_path / "t.csv.gz").objid.tolist() == [A]
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe\x00", "id_str,x\na,1,2,3\n".encode(), b"id_str,x\na,1\nb,1,2\n",
-                                     "id_str,x\nä,1\n".encode("latin-1"), b"x,x,id_str\n1,2,3\n", b'id_str,x\n"a,1\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00\xff\xfe\x00",
+        "id_str,x\na,1,2,3\n".encode(),
+        b"id_str,x\na,1\nb,1,2\n",
+        "id_str,x\nä,1\n".encode("latin-1"),
+        b"x,x,id_str\n1,2,3\n",
+        b'id_str,x\n"a,1\n',
+    ],
+)
 def test_i30_what_is_no_table(tmp_path, content):
     (tmp_path / "bad.csv").write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.csv"): read_table(tmp_path / "bad.csv")
+    with pytest.raises(InputError, match=r"bad\.csv"):
+        read_table(tmp_path / "bad.csv")
 
 
 @pytest.mark.parametrize("name", ["bad.parquet", "bad.fits", "bad.xml", "bad.ecsv", "bad.csv.gz"])
 def test_damaged_files_are_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"PAR1 this is nothing")
-    with pytest.raises(InputError, match=name): read_table(tmp_path / name)
+    with pytest.raises(InputError, match=name):
+        read_table(tmp_path / name)
 
 
 def test_wrong_names(tmp_path):
     write(tmp_path / "galaxies.csv", "id_str\na\n")
-    with pytest.raises(InputError, match="did you mean 'galaxies.csv'"): read_table(tmp_path / "galaxie.csv")
-    with pytest.raises(InputError, match="is a folder"): read_table(tmp_path)
-    with pytest.raises(InputError, match="no reader for '.xlsx'"): read_table(write(tmp_path / "t.xlsx", ""))
-    with pytest.raises(InputError, match="not list"): read_table([1])
+    with pytest.raises(InputError, match="did you mean 'galaxies.csv'"):
+        read_table(tmp_path / "galaxie.csv")
+    with pytest.raises(InputError, match="is a folder"):
+        read_table(tmp_path)
+    with pytest.raises(InputError, match="no reader for '.xlsx'"):
+        read_table(write(tmp_path / "t.xlsx", ""))
+    with pytest.raises(InputError, match="not list"):
+        read_table([1])
 
 
 def test_i25_long_ids_beside_a_blank(tmp_path):
@@ -77,9 +114,11 @@ def test_i25_long_ids_beside_a_blank(tmp_path):
     assert read_table(text).objid.tolist() == [A, B, ""]
     assert "without an id" in errors(text)
     for damaged in (pd.read_csv(text), Table.from_pandas(pd.read_csv(text))):
-        with pytest.raises(InputError, match="16 digits"): read_table(damaged)
+        with pytest.raises(InputError, match="16 digits"):
+            read_table(damaged)
     pd.read_csv(text).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(InputError, match="t.parquet.*16 digits"): read_table(tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="t.parquet.*16 digits"):
+        read_table(tmp_path / "t.parquet")
     assert "numbers (float64), not text" in errors(pd.read_csv(text).rename(columns={"objid": "id_str"}))
 
 
@@ -99,21 +138,25 @@ def test_whole_numbers_become_text_digit_by_digit(tmp_path, name, format):
     table = Table({"objid": np.ma.array([int(A), int(B), 1], mask=[False, False, True]), "name": ["a", "b", "c"]})
     table = table[:2] if format == "fits" else table
     table.write(tmp_path / name, format=format)
-    assert read_table(tmp_path / name).objid.tolist()[:3] == [A, B, ""][:len(table)]
+    assert read_table(tmp_path / name).objid.tolist()[:3] == [A, B, ""][: len(table)]
     assert read_table(table).objid.tolist()[:2] == [A, B]
 
 
 def test_arrow_whole_numbers_with_a_blank(tmp_path):
-    pd.DataFrame({"objid": pd.array([int(A), None], dtype="Int64"), "x": [1., None]}).to_parquet(tmp_path / "t.parquet")
+    pd.DataFrame({"objid": pd.array([int(A), None], dtype="Int64"), "x": [1.0, None]}).to_parquet(
+        tmp_path / "t.parquet"
+    )
     table = read_table(tmp_path / "t.parquet")
     assert table.objid.tolist() == [A, ""] and table.x.isna().tolist() == [False, True]
 
 
 def test_fits_bytes_big_endian_and_pictures(tmp_path):
-    table = Table({"iauname": np.array([b"J1 ", b"J2"]), "z": np.array([.5, .25], dtype=">f4"), "stamp": np.zeros((2, 4, 4))})
+    table = Table(
+        {"iauname": np.array([b"J1 ", b"J2"]), "z": np.array([0.5, 0.25], dtype=">f4"), "stamp": np.zeros((2, 4, 4))}
+    )
     table.write(tmp_path / "t.fits")
     frame = read_table(tmp_path / "t.fits")
-    assert frame.iauname.tolist() == ["J1", "J2"] and frame.z.tolist() == [.5, .25] and (frame.z + 1).sum() == 2.75
+    assert frame.iauname.tolist() == ["J1", "J2"] and frame.z.tolist() == [0.5, 0.25] and (frame.z + 1).sum() == 2.75
     assert frame.attrs["skipped"] == ["stamp"]
 
 
@@ -123,6 +166,7 @@ def test_named_index_is_a_column():
 
 # Catalogs
 
+
 def test_unique_id_is_preferred_and_said():
     table = read_catalog(pd.DataFrame({"iauname": ["J1", "J1"], "subject_id": [1, 2]}))
     assert table.id_str.tolist() == ["1", "2"] and "'iauname' is not unique" in table.attrs["notes"][0]
@@ -130,8 +174,15 @@ def test_unique_id_is_preferred_and_said():
 
 
 def test_ids_from_files():
-    table = read_catalog(pd.DataFrame({"Filename": ["70342656546334671.png", "b.c.jpg"], "RA": [1., 2], "DEC": [0., 0]}))
-    assert table.id_str.tolist() == ["70342656546334671", "b.c"] and list(table.columns[:4]) == ["id_str", "file_loc", "ra", "dec"]
+    table = read_catalog(
+        pd.DataFrame({"Filename": ["70342656546334671.png", "b.c.jpg"], "RA": [1.0, 2], "DEC": [0.0, 0]})
+    )
+    assert table.id_str.tolist() == ["70342656546334671", "b.c"] and list(table.columns[:4]) == [
+        "id_str",
+        "file_loc",
+        "ra",
+        "dec",
+    ]
 
 
 @pytest.mark.parametrize("place", ["J1.jpg", "images/J1.jpg", "images/J1.png", "J1/J1.png"])
@@ -160,10 +211,14 @@ def test_i35_blank_votes_are_counted(tmp_path):
 
 
 def test_older_answers_of_merging_are_not_mixed_in():
-    votes = pd.DataFrame(0., index=range(2), columns=get_schema("desi").columns).assign(subject_id=[1, 2], merging_merger=[3., 4.])
-    votes["merging_neither-v1"] = [30., 0]
+    votes = pd.DataFrame(0.0, index=range(2), columns=get_schema("desi").columns).assign(
+        subject_id=[1, 2], merging_merger=[3.0, 4.0]
+    )
+    votes["merging_neither-v1"] = [30.0, 0]
     read = read_catalog(votes)
-    assert read.merging_merger.tolist() == [0, 4] and "merging counts as not asked for 1 gal" in " ".join(read.attrs["notes"])
+    assert read.merging_merger.tolist() == [0, 4] and "merging counts as not asked for 1 gal" in " ".join(
+        read.attrs["notes"]
+    )
 
 
 def test_part_of_a_campaign_is_said():
@@ -171,31 +226,41 @@ def test_part_of_a_campaign_is_said():
     assert any("votes not used" in finding.what for finding in report.warnings)
 
 
-RINGS = pd.DataFrame({"iauname": list("abcdef"), "smooth-or-featured_featured-or-disk_fraction": [.9, .9, .9, .25, .9, .9],
-                      "disk-edge-on_no_fraction": [.9, .9, .9, .9, .75, .9], "rare-features_ring_fraction": [.26, .04, .1, .4, .4, .25],
-                      "local_png_loc": [f"J000/{i}.png" for i in "abcdef"]})
+RINGS = pd.DataFrame(
+    {
+        "iauname": list("abcdef"),
+        "smooth-or-featured_featured-or-disk_fraction": [0.9, 0.9, 0.9, 0.25, 0.9, 0.9],
+        "disk-edge-on_no_fraction": [0.9, 0.9, 0.9, 0.9, 0.75, 0.9],
+        "rare-features_ring_fraction": [0.26, 0.04, 0.1, 0.4, 0.4, 0.25],
+        "local_png_loc": [f"J000/{i}.png" for i in "abcdef"],
+    }
+)
 
 
 def test_ring_cuts():
     for rings in (read_ring_catalog(RINGS), read_catalog(RINGS)):
         assert rings.id_str.tolist() == ["a", "b"] and rings.ring.tolist() == [1, 0] and rings.attrs["label"] == "ring"
     smooth = RINGS.drop(columns="smooth-or-featured_featured-or-disk_fraction").assign(
-        **{"smooth-or-featured_smooth_fraction": [.1, .1, .1, .75, .1, .1]})
+        **{"smooth-or-featured_smooth_fraction": [0.1, 0.1, 0.1, 0.75, 0.1, 0.1]}
+    )
     assert read_ring_catalog(smooth).id_str.tolist() == ["a", "b"]
     basic = RINGS.drop(columns="rare-features_ring_fraction").assign(ring=[1, 0, 1, 1, 1, 0])
     assert read_catalog(basic).ring.tolist() == [1, 0, 1, 0]
-    with pytest.raises(InputError, match="no column 'ring'"): read_ring_catalog(RINGS.drop(columns="rare-features_ring_fraction"))
+    with pytest.raises(InputError, match="no column 'ring'"):
+        read_ring_catalog(RINGS.drop(columns="rare-features_ring_fraction"))
 
 
 def test_other_tables_are_refused():
     for reader in (read_hart16, read_efigi):
-        with pytest.raises(InputError): reader(pd.DataFrame({"id_str": ["a"], "x": [1]}))
+        with pytest.raises(InputError):
+            reader(pd.DataFrame({"id_str": ["a"], "x": [1]}))
 
 
 # Checking
 
+
 def test_healthy():
-    report = check_catalog(catalog(ring=[0, 1, 0, 1], ra=10., dec=-5.), "dr5", label="ring")
+    report = check_catalog(catalog(ring=[0, 1, 0, 1], ra=10.0, dec=-5.0), "dr5", label="ring")
     assert report.ok and not report.warnings and report.raise_errors() is report
 
 
@@ -205,7 +270,7 @@ CASES = {
     "exponents": (dict(id_str=["5.87e+17", "5.87722981741363E+17", "a", "b"]), "2 rows with an id that was a float"),
     "point zero": (dict(id_str=["1.0", "2.0", "3.0", ""]), "3 rows with an id that was a float"),
     "number ids": (dict(id_str=[1, 2, 3, 4]), "ids are numbers"),
-    "i33 fractions": ({DR5.columns[0]: .5}, "fractions where counts are expected"),
+    "i33 fractions": ({DR5.columns[0]: 0.5}, "fractions where counts are expected"),
     "broken counts": ({DR5.columns[0]: 1.5}, "votes that are not whole numbers"),
     "i34 negative": ({DR5.columns[0]: [1, -1, 2, 3]}, f"negative votes, 1 in 1 row: {DR5.columns[0]} of J001: -1"),
     "i38 infinite": ({DR5.columns[0]: [1, np.inf, 1e308, 3]}, "infinite votes, or beyond 2^24, 2 in 2 rows"),
@@ -214,11 +279,11 @@ CASES = {
     "i41 text": ({DR5.columns[0]: "12"}, "holds str, not counts"),
     "i41 bool": ({DR5.columns[0]: True}, "holds bool, not counts"),
     "no votes at all": ({DR5.columns[0]: 0}, "no galaxy has any vote"),
-    "i44 range": (dict(ra=[1, 2, 3, 361.], dec=0.), "1 position not on the sky"),
-    "i44 swapped": (dict(ra=[10., -20, 5, 1], dec=[200., 100, 1, 2]), "RA and Dec look swapped"),
-    "i44 west": (dict(ra=[10., -20, 5, 1], dec=0.), "catalog['ra'] % 360"),
-    "i44 infinite": (dict(ra=[10., np.inf, 5, 1], dec=0.), "1 position not on the sky"),
-    "i44 text": (dict(ra="12:00:00", dec=0.), "ra is not a number"),
+    "i44 range": (dict(ra=[1, 2, 3, 361.0], dec=0.0), "1 position not on the sky"),
+    "i44 swapped": (dict(ra=[10.0, -20, 5, 1], dec=[200.0, 100, 1, 2]), "RA and Dec look swapped"),
+    "i44 west": (dict(ra=[10.0, -20, 5, 1], dec=0.0), "catalog['ra'] % 360"),
+    "i44 infinite": (dict(ra=[10.0, np.inf, 5, 1], dec=0.0), "1 position not on the sky"),
+    "i44 text": (dict(ra="12:00:00", dec=0.0), "ra is not a number"),
     "file outside": (dict(file_loc=["a/../../b.jpg", "..\\c.jpg", "ok..jpg", "d.jpg"]), "2 files outside"),
 }
 
@@ -227,11 +292,20 @@ CASES = {
 def test_errors_of_a_table(columns, said):
     report = check_catalog(catalog(**columns), "dr5")
     assert said in "\n".join(map(str, report.errors))
-    with pytest.raises(InputError): report.raise_errors()
+    with pytest.raises(InputError):
+        report.raise_errors()
 
 
-@pytest.mark.parametrize("columns", [dict(id_str=["587.0", "a", "1E5", "J1.0"]), {DR5.columns[0]: 2**24}, {DR5.columns[0]: 18.},
-                                     dict(ra=[0, 360, np.nan, 5.], dec=[-90, 90, 0, 0.]), dict(file_loc="a..b/c.jpg")])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        dict(id_str=["587.0", "a", "1E5", "J1.0"]),
+        {DR5.columns[0]: 2**24},
+        {DR5.columns[0]: 18.0},
+        dict(ra=[0, 360, np.nan, 5.0], dec=[-90, 90, 0, 0.0]),
+        dict(file_loc="a..b/c.jpg"),
+    ],
+)
 def test_fine(columns):
     assert check_catalog(catalog(**columns), "dr5").ok
 
@@ -250,7 +324,9 @@ def test_i31_label_with_near_names():
     assert "no column 'rings'\n    did you mean 'ring'?" in errors(catalog(ring=[0, 1, 0, 1]), label="rings")
 
 
-@pytest.mark.parametrize("values,said", [(1, "'ring' is '1' for every galaxy"), ("", "is blank for every"), (np.nan, "is blank")])
+@pytest.mark.parametrize(
+    "values,said", [(1, "'ring' is '1' for every galaxy"), ("", "is blank for every"), (np.nan, "is blank")]
+)
 def test_label_that_teaches_nothing(values, said):
     assert said in errors(catalog(ring=values), label="ring")
 
@@ -266,7 +342,7 @@ def test_label_that_is_partly_blank():
 
 
 def test_i32_unused_columns_are_listed():
-    report = check_catalog(catalog(redshift=.1, note="x"), "dr5")
+    report = check_catalog(catalog(redshift=0.1, note="x"), "dr5")
     assert report.ok and any(f.examples == ("redshift", "note") for f in report.findings)
 
 
@@ -289,9 +365,16 @@ def test_i37_two_parents_are_added():
 
 
 def test_i39_fractions():
-    table = pd.DataFrame({"id_str": list("abc"), **{f"{c}_fraction": v for c, v in zip(DR5.columns[:3], ([.5, .5, 0], [.5, .4, 0], 0.))}})
-    assert "do not sum to 1 in 1 row: b: 0.9" in errors(table.assign(**{f"{c}_fraction": 0. for c in DR5.columns[3:]}))
-    assert "do not sum to 1 in 1 row" in errors(table, Schema.from_text(f"{DR5.questions[0].name}: smooth, featured-or-disk, artifact", "x"))
+    table = pd.DataFrame(
+        {
+            "id_str": list("abc"),
+            **{f"{c}_fraction": v for c, v in zip(DR5.columns[:3], ([0.5, 0.5, 0], [0.5, 0.4, 0], 0.0))},
+        }
+    )
+    assert "do not sum to 1 in 1 row: b: 0.9" in errors(table.assign(**{f"{c}_fraction": 0.0 for c in DR5.columns[3:]}))
+    assert "do not sum to 1 in 1 row" in errors(
+        table, Schema.from_text(f"{DR5.questions[0].name}: smooth, featured-or-disk, artifact", "x")
+    )
 
 
 def test_i43_both_sides():
@@ -300,11 +383,12 @@ def test_i43_both_sides():
     assert "2 galaxies on both sides" in errors(table.assign(id_str=["a", "A ", "b", "b"]), split="split")
     assert "1 galaxy on both sides" in errors(table, split=table.tail(1).assign(split="valid"))
     assert "one side of the split is empty" in errors(table, split=["train"] * 4)
-    with pytest.raises(InputError, match="did you mean 'split'"): check_catalog(table, split="splt")
+    with pytest.raises(InputError, match="did you mean 'split'"):
+        check_catalog(table, split="splt")
 
 
 def test_i43_same_place_under_two_names():
-    table = catalog(2, ra=[10., 10.0001], dec=[0., 0.], split=["train", "valid"])
+    table = catalog(2, ra=[10.0, 10.0001], dec=[0.0, 0.0], split=["train", "valid"])
     report = check_catalog(table, split="split")
     assert report.ok and "1 galaxy within 1 arcsec" in str(report.warnings[0])
 
@@ -320,6 +404,7 @@ def test_no_id_column():
 
 class Seen(HTMLParser):
     "What a browser would see of a page"
+
     def __init__(self):
         super().__init__()
         self.tags, self.attributes, self.text = set(), set(), ""
@@ -328,15 +413,21 @@ class Seen(HTMLParser):
         self.tags.add(tag)
         self.attributes.update(name for name, _ in attributes)
 
-    def handle_data(self, data): self.text += data
+    def handle_data(self, data):
+        self.text += data
 
 
-@pytest.mark.parametrize("hostile", ["<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "javascript:alert(1)",
-                                     "\"'><b>", "a&lt;b"])
+@pytest.mark.parametrize(
+    "hostile",
+    ["<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "javascript:alert(1)", "\"'><b>", "a&lt;b"],
+)
 def test_i53_hostile_text_is_shown_as_text(hostile):
     table = catalog(id_str=[hostile, hostile, "b", "c"], label=[hostile, "x", "y", "y"], **{hostile: 1})
     page = check_catalog(table, label="label", split=[hostile, "train", "train", "train"])._repr_html_()
-    page += check_catalog(table, label=hostile)._repr_html_() + Report([Finding("ok", hostile)], title=hostile)._repr_html_()
+    page += (
+        check_catalog(table, label=hostile)._repr_html_()
+        + Report([Finding("ok", hostile)], title=hostile)._repr_html_()
+    )
     seen = Seen()
     seen.feed(page)
     assert seen.tags <= {"table", "caption", "b", "tr", "th", "td", "code"} and seen.attributes <= {"style", "title"}
@@ -347,12 +438,14 @@ def test_report_shows_worst_first_in_every_form():
     report = Report([Finding("ok", "fine"), Finding("warning", "look"), Finding("error", "stop", 1000, ("a",), "mend")])
     assert [f.severity for f in report.findings] == ["error", "warning", "ok"] and not report.ok
     assert str(report).splitlines()[0] == "catalog: 1 error and 1 warning" and "1,000" in report._repr_html_()
-    with pytest.raises(InputError, match="(?s)1 error.*stop: a.*mend"): report.raise_errors()
+    with pytest.raises(InputError, match="(?s)1 error.*stop: a.*mend"):
+        report.raise_errors()
 
 
 def test_i42_many_rows_are_checked_column_by_column():
     "A check must not hold all votes in memory a second time"
     import tracemalloc
+
     table = catalog(50_000)
     tracemalloc.start()
     assert check_catalog(table, "dr5").ok
@@ -363,26 +456,32 @@ def test_i42_many_rows_are_checked_column_by_column():
 
 # Splitting and joining
 
+
 def test_split_is_stable():
     many = catalog(500)
     side = split_catalog(many)
     assert (split_catalog(many.sample(frac=1, random_state=1)).sort_index() == side).all()
-    assert (split_catalog(many.head(100)) == side.head(100)).all() and .1 < (side == "valid").mean() < .3
-    assert (split_catalog(many, seed=1) != side).any() and (split_catalog(many, valid=.4)[side == "valid"] == "valid").all()
+    assert (split_catalog(many.head(100)) == side.head(100)).all() and 0.1 < (side == "valid").mean() < 0.3
+    assert (split_catalog(many, seed=1) != side).any() and (
+        split_catalog(many, valid=0.4)[side == "valid"] == "valid"
+    ).all()
 
 
 def test_split_ignores_where_rows_stand():
     many = catalog(100).set_index(pd.Index(range(500, 600)))
-    assert split_catalog(many).index.equals(many.index) and split_catalog(many).tolist() == split_catalog(catalog(100)).tolist()
+    assert (
+        split_catalog(many).index.equals(many.index)
+        and split_catalog(many).tolist() == split_catalog(catalog(100)).tolist()
+    )
 
 
 def test_split_keeps_classes_and_groups():
     many = catalog(400, ring=[i % 20 == 0 for i in range(400)], field=[i // 4 for i in range(400)])
-    side = split_catalog(many, .25, stratify="ring")
+    side = split_catalog(many, 0.25, stratify="ring")
     assert (side[many.ring] == "valid").sum() == 5 and (side[~many.ring] == "valid").sum() == 95
     for options in (dict(), dict(stratify="ring")):
-        side = split_catalog(many, .25, group="field", **options)
-        assert side.groupby(many.field).nunique().max() == 1 and .15 < (side == "valid").mean() < .35
+        side = split_catalog(many, 0.25, group="field", **options)
+        assert side.groupby(many.field).nunique().max() == 1 and 0.15 < (side == "valid").mean() < 0.35
 
 
 def test_split_with_ranks_moves_few():
@@ -391,23 +490,38 @@ def test_split_with_ranks_moves_few():
     assert (side != more.head(390)).sum() <= 4
 
 
-@pytest.mark.parametrize("options,said", [(dict(valid=0), "between 0 and 1"), (dict(stratify="rig"), "did you mean 'ring'"),
-                                          (dict(group="gap"), "missing in row 1"), (dict(valid=.001), "side of the split is empty")])
+@pytest.mark.parametrize(
+    "options,said",
+    [
+        (dict(valid=0), "between 0 and 1"),
+        (dict(stratify="rig"), "did you mean 'ring'"),
+        (dict(group="gap"), "missing in row 1"),
+        (dict(valid=0.001), "side of the split is empty"),
+    ],
+)
 def test_split_that_cannot_be(options, said):
-    with pytest.raises(InputError, match=said): split_catalog(catalog(ring=1, gap=["a", None, "b", "c"]), **options)
+    with pytest.raises(InputError, match=said):
+        split_catalog(catalog(ring=1, gap=["a", None, "b", "c"]), **options)
 
 
 def test_match_ids():
     a, b = pd.DataFrame({"id_str": ["c", "a"], "x": [1, 2]}), pd.DataFrame({"id_str": ["a", "b", "c"], "x": [3, 4, 5]})
     assert match_ids(a, b).to_dict("list") == {"id_str": ["c", "a"], "x": [1, 2], "x_b": [5, 3]}
-    with pytest.raises(InputError, match="second table repeat an id"): match_ids(a, pd.concat([b, b]))
-    with pytest.raises(InputError, match="are numbers"): match_ids(a.assign(id_str=[1, 2]), b)
+    with pytest.raises(InputError, match="second table repeat an id"):
+        match_ids(a, pd.concat([b, b]))
+    with pytest.raises(InputError, match="are numbers"):
+        match_ids(a.assign(id_str=[1, 2]), b)
 
 
 def test_match_sky_is_one_to_one():
-    a = pd.DataFrame({"id_str": ["a", "b", "c"], "ra": [10., 10.0001, 50.], "dec": 20.})
-    b = pd.DataFrame({"id_str": ["x"], "ra": [10.00008], "dec": [20.]})
+    a = pd.DataFrame({"id_str": ["a", "b", "c"], "ra": [10.0, 10.0001, 50.0], "dec": 20.0})
+    b = pd.DataFrame({"id_str": ["x"], "ra": [10.00008], "dec": [20.0]})
     pairs = match_sky(a, b)
-    assert pairs.id_str.tolist() == ["b"] and abs(pairs.separation[0] - .00002 * 3600 * np.cos(np.radians(20))) < 1e-4
-    assert len(match_sky(a, b, radius=.01)) == 0 and len(match_sky(a.head(0), b)) == 0 and len(match_sky(a, b.assign(ra=np.nan))) == 0
-    with pytest.raises(InputError, match="first table.*not on the sky"): match_sky(a.assign(dec=200.), b)
+    assert pairs.id_str.tolist() == ["b"] and abs(pairs.separation[0] - 0.00002 * 3600 * np.cos(np.radians(20))) < 1e-4
+    assert (
+        len(match_sky(a, b, radius=0.01)) == 0
+        and len(match_sky(a.head(0), b)) == 0
+        and len(match_sky(a, b.assign(ra=np.nan))) == 0
+    )
+    with pytest.raises(InputError, match="first table.*not on the sky"):
+        match_sky(a.assign(dec=200.0), b)

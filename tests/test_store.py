@@ -1,4 +1,5 @@
-"Stores under faults: kills, damage, wrong continuations, bad servers (numbers are those of the list of faults)"
+"Stores under faults: kills, damage, wrong continuations, bad servers (F1 and so on: the faults)"
+
 import errno
 import hashlib
 import http.server
@@ -19,8 +20,17 @@ import pytest
 
 import gz_nbdev.store as store_module
 from gz_nbdev.schema import InputError
-from gz_nbdev.store import (Store, _manifest_text, atomic_write, download, features_array, features_column, read_meta,
-                            sha256_file, write_parquet)
+from gz_nbdev.store import (
+    Store,
+    _manifest_text,
+    atomic_write,
+    download,
+    features_array,
+    features_column,
+    read_meta,
+    sha256_file,
+    write_parquet,
+)
 
 META = {"weights": "1f3c", "view": {"size": 64}}
 IDS = [f"J{i:04d}" for i in range(60)]
@@ -33,14 +43,16 @@ def vector(name: str) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], np.uint8).astype(np.float32)
 
 
-def work(store, shard: int = 10, pause: float = 0., catalog=CATALOG):
+def work(store, shard: int = 10, pause: float = 0.0, catalog=CATALOG):
     "The job: a vector a galaxy, two of which are broken"
     todo = store.remaining(catalog).id_str.tolist()
     for start in range(0, len(todo), shard):
-        batch = todo[start:start + shard]
-        for name in BROKEN.intersection(batch): store.fail(name, "cut in half")
+        batch = todo[start : start + shard]
+        for name in BROKEN.intersection(batch):
+            store.fail(name, "cut in half")
         good = [name for name in batch if name not in BROKEN]
-        if good: store.write_shard(pd.DataFrame({"id_str": good}), np.stack([vector(name) for name in good]))
+        if good:
+            store.write_shard(pd.DataFrame({"id_str": good}), np.stack([vector(name) for name in good]))
         time.sleep(pause)
     return store
 
@@ -56,7 +68,8 @@ def is_right(root) -> None:
     store = Store(root)
     ids, features = store.read_features()
     assert sorted([*ids, *store.failures().id_str]) == IDS and set(store.failures().id_str) == BROKEN
-    for name, row in zip(ids, features): assert (row == vector(name)).all(), name
+    for name, row in zip(ids, features):
+        assert (row == vector(name)).all(), name
     assert store.verify().ok
 
 
@@ -67,6 +80,7 @@ def contents(root) -> pd.DataFrame:
 
 
 # Going on
+
 
 def test_one_run_and_the_order_of_rows(tmp_path):
     summary = work(Store(tmp_path / "s", META)).finish(IDS)
@@ -80,20 +94,27 @@ def test_one_run_and_the_order_of_rows(tmp_path):
 
 def test_f1_killed_at_random_moments(tmp_path):
     "SIGKILL whenever it comes; the table in the end is that of a run nobody disturbed"
-    code = ("import sys; sys.path.insert(0, sys.argv[2]); import test_store as t; from gz_nbdev.store import Store\n"
-            "s = Store(sys.argv[1], t.META); print('go', flush=True); t.work(s, shard=4, pause=.01); print(s.finish(t.IDS))")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2]); import test_store as t; from gz_nbdev.store import Store\n"
+        "s = Store(sys.argv[1], t.META); print('go', flush=True); t.work(s, shard=4, pause=.01); print(s.finish(t.IDS))"
+    )
     draw, kills = random.Random(5), 0
     for _ in range(30):
-        job = subprocess.Popen([sys.executable, "-c", code, tmp_path / "killed", os.path.dirname(__file__)],
-                               stdout=subprocess.PIPE, text=True)
+        job = subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / "killed", os.path.dirname(__file__)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert job.stdout.readline() == "go\n"
-        try: job.wait(draw.uniform(0, .15) if kills < 3 else 60)
+        try:
+            job.wait(draw.uniform(0, 0.15) if kills < 3 else 60)
         except subprocess.TimeoutExpired:
             job.send_signal(signal.SIGKILL)
             kills += 1
         job.wait()
         job.stdout.close()
-        if job.returncode == 0: break
+        if job.returncode == 0:
+            break
     assert kills == 3 and job.returncode == 0
     is_right(tmp_path / "killed")
     finished(tmp_path / "quiet")
@@ -108,22 +129,30 @@ class Died(BaseException):
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_f3_f32_dying_at_every_step_and_again_while_recovering(tmp_path, monkeypatch, call):
     real, steps = getattr(os, call), [0]
+
     def counted(*args):
         steps[0] -= 1
-        if steps[0] == 0: raise Died
+        if steps[0] == 0:
+            raise Died
         return real(*args)
+
     monkeypatch.setattr(os, call, counted)
     small = CATALOG.head(12)
     for step in range(1, 40):
         root, died = tmp_path / str(step), []
-        for again in (step, 2):   # die at this step, and at the second one of the next run
+        for again in (step, 2):  # die at this step, and at the second one of the next run
             steps[0] = again
-            try: work(Store(root, META), shard=4, catalog=small).finish(small.id_str)
-            except Died: died.append(again)
+            try:
+                work(Store(root, META), shard=4, catalog=small).finish(small.id_str)
+            except Died:
+                died.append(again)
         steps[0] = 0
         work(Store(root, META), shard=4, catalog=small).finish(small.id_str)
-        assert sorted([*Store(root).read().id_str, *Store(root).failures().id_str]) == IDS[:12] and Store(root).verify().ok
-        if step not in died[:1]: break
+        assert (
+            sorted([*Store(root).read().id_str, *Store(root).failures().id_str]) == IDS[:12] and Store(root).verify().ok
+        )
+        if step not in died[:1]:
+            break
     assert 5 < step < 39
 
 
@@ -137,28 +166,44 @@ def test_f31_running_twice_changes_nothing(tmp_path):
 def test_f5_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     store = Store(tmp_path / "s", META)
     store.write_shard(CATALOG.head(5))
-    def full(handle): raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(InputError, match=r"bytes\) cannot be written: No space"): store.write_shard(CATALOG[5:10])
+        with pytest.raises(InputError, match=r"bytes\) cannot be written: No space"):
+            store.write_shard(CATALOG[5:10])
     assert len(store) == 5 and not list((tmp_path / "s").rglob("*.tmp"))
     assert store.write_shard(CATALOG[5:10]) == 5 and Store(tmp_path / "s").verify().ok
 
 
 def test_f7_output_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(InputError, match="cannot be written to"): Store(tmp_path / "file", META)
-    with pytest.raises(InputError, match="cannot be written to"): Store(tmp_path / "file" / "below", META)
-    def read_only(*args): raise OSError(errno.EROFS, "Read-only file system")
+    with pytest.raises(InputError, match="cannot be written to"):
+        Store(tmp_path / "file", META)
+    with pytest.raises(InputError, match="cannot be written to"):
+        Store(tmp_path / "file" / "below", META)
+
+    def read_only(*args):
+        raise OSError(errno.EROFS, "Read-only file system")
+
     monkeypatch.setattr(store_module, "_take_lock", read_only)
-    with pytest.raises(InputError, match="Read-only file system. Choose another"): Store(tmp_path / "s", META)
+    with pytest.raises(InputError, match="Read-only file system. Choose another"):
+        Store(tmp_path / "s", META)
 
 
 # Locks
 
+
 def hold(root, **changes) -> None:
     "A lock as another process would leave it"
-    held = {"pid": 1, "host": store_module.socket.gethostname(), "start": store_module._process_start(1), "token": "x"} | changes
+    held = {
+        "pid": 1,
+        "host": store_module.socket.gethostname(),
+        "start": store_module._process_start(1),
+        "token": "x",
+    } | changes
     (root / "lock").write_text(json.dumps(held))
 
 
@@ -166,45 +211,60 @@ def test_f9_second_writer_waits(tmp_path):
     finished(tmp_path)
     for held in (dict(), dict(pid=2**22 + 1, host="elsewhere")):
         hold(tmp_path, **held)
-        with pytest.raises(InputError, match="is being written by process"): Store(tmp_path, META)
-    assert len(Store(tmp_path)) == 58   # readers are free
+        with pytest.raises(InputError, match="is being written by process"):
+            Store(tmp_path, META)
+    assert len(Store(tmp_path)) == 58  # readers are free
 
 
-@pytest.mark.parametrize("changes", [dict(pid=2**22 + 1), dict(start="7"), None], ids=["dead", "number used again", "empty"])
+@pytest.mark.parametrize(
+    "changes", [dict(pid=2**22 + 1), dict(start="7"), "", "[]"], ids=["dead", "number used again", "empty", "nonsense"]
+)
 def test_f10_stale_lock_is_taken_over(tmp_path, changes):
     finished(tmp_path)
-    hold(tmp_path, **changes) if changes else (tmp_path / "lock").write_text("")
-    with Store(tmp_path, META) as store: assert store._is_writer
+    hold(tmp_path, **changes) if isinstance(changes, dict) else (tmp_path / "lock").write_text(changes)
+    with Store(tmp_path, META) as store:
+        assert store._is_writer
     assert not (tmp_path / "lock").exists()
 
 
 def test_who_lost_the_lock_writes_nothing(tmp_path):
     first = Store(tmp_path, META)
-    second = Store(tmp_path, META)   # the same process: a cell that was run again
-    with pytest.raises(InputError, match="not open for writing"): first.write_shard(CATALOG.head(3))
+    second = Store(tmp_path, META)  # the same process: a cell that was run again
+    with pytest.raises(InputError, match="not open for writing"):
+        first.write_shard(CATALOG.head(3))
     first.close()
     assert second.write_shard(CATALOG.head(3)) == 3 and len(list((tmp_path / "shards").iterdir())) == 1
     second.close()
     for change in (lambda s: s.write_shard(CATALOG[3:6]), lambda s: s.repair(), lambda s: s.finish(IDS[:3])):
-        with pytest.raises(InputError, match="not open for writing"): change(Store(tmp_path))
+        with pytest.raises(InputError, match="not open for writing"):
+            change(Store(tmp_path))
 
 
 def test_a_job_that_fails_lets_go_of_the_lock_and_keeps_its_failures(tmp_path):
     with pytest.raises(ZeroDivisionError):
         with Store(tmp_path, META) as store:
             store.fail(IDS[0], "unreadable")
-            1 / 0
+            raise ZeroDivisionError
     assert not (tmp_path / "lock").exists() and Store(tmp_path).failures().id_str.tolist() == IDS[:1]
 
 
 # What may not be mixed
 
-@pytest.mark.parametrize("meta,said", [
-    (META | {"weights": "77aa"}, "weights was 1f3c, now is 77aa"), (META | {"view": {"size": 96}}, "view was {'size': 64}"),
-    ({"weights": "1f3c"}, "view was .*, now is None"), (META | {"version": "99"}, "version was"), (META | {"more": 1}, "more was None")])
+
+@pytest.mark.parametrize(
+    "meta,said",
+    [
+        (META | {"weights": "77aa"}, "weights was 1f3c, now is 77aa"),
+        (META | {"view": {"size": 96}}, "view was {'size': 64}"),
+        ({"weights": "1f3c"}, "view was .*, now is None"),
+        (META | {"version": "99"}, "version was"),
+        (META | {"more": 1}, "more was None"),
+    ],
+)
 def test_f21_other_weights_views_versions_are_refused(tmp_path, meta, said):
     finished(tmp_path)
-    with pytest.raises(InputError, match=said): Store(tmp_path, meta)
+    with pytest.raises(InputError, match=said):
+        Store(tmp_path, meta)
     assert not (tmp_path / "lock").exists()
     is_right(tmp_path)
 
@@ -212,43 +272,60 @@ def test_f21_other_weights_views_versions_are_refused(tmp_path, meta, said):
 def test_f22_other_formats_are_refused(tmp_path):
     store = finished(tmp_path)
     atomic_write(tmp_path / "manifest.jsonl", _manifest_text(store.header | {"format": 2}, store.shards))
-    with pytest.raises(InputError, match="has format 2"): Store(tmp_path)
+    with pytest.raises(InputError, match="has format 2"):
+        Store(tmp_path)
 
 
 def test_f20_catalog_that_changed(tmp_path):
-    work(Store(tmp_path / "a", META)).finish(IDS[::-1])   # another order is the same catalog
+    work(Store(tmp_path / "a", META)).finish(IDS[::-1])  # another order is the same catalog
     store = work(Store(tmp_path / "b", META))
-    with pytest.raises(InputError, match=r"neither written nor quarantined: 1 \(new\)"): store.finish([*IDS, "new"])
-    with pytest.raises(InputError, match=r"not in the input: 1 \(J0059\)"): store.finish(IDS[:-1])
-    with pytest.raises(InputError, match=r"twice in the input: 1 \(J0000\)"): store.finish([*IDS, IDS[0]])
+    with pytest.raises(InputError, match=r"neither written nor quarantined: 1 \(new\)"):
+        store.finish([*IDS, "new"])
+    with pytest.raises(InputError, match=r"not in the input: 1 \(J0059\)"):
+        store.finish(IDS[:-1])
+    with pytest.raises(InputError, match=r"twice in the input: 1 \(J0000\)"):
+        store.finish([*IDS, IDS[0]])
     assert store.finish(IDS).startswith("58 written")
 
 
-@pytest.mark.parametrize("table,said", [
-    (pd.DataFrame({"id_str": ["a", "a"]}), "ids come twice in one shard: a"), (pd.DataFrame({"id_str": ["a", ""]}), "without an id"),
-    (pd.DataFrame({"id_str": [1, 2]}), "'id_str' is int64"), (pd.DataFrame({"x": [1]}), "needs 'id_str'"),
-    (pd.DataFrame({"id_str": [IDS[0], "z"]}), "1 ids are in the store already: J0000"),
-    (pd.DataFrame({"id_str": [IDS[7]]}), "in the store already"), (pd.DataFrame({"id_str": ["z"], "y": [1]}), "other columns")])
+@pytest.mark.parametrize(
+    "table,said",
+    [
+        (pd.DataFrame({"id_str": ["a", "a"]}), "ids come twice in one shard: a"),
+        (pd.DataFrame({"id_str": ["a", ""]}), "without an id"),
+        (pd.DataFrame({"id_str": [1, 2]}), "'id_str' is int64"),
+        (pd.DataFrame({"x": [1]}), "needs 'id_str'"),
+        (pd.DataFrame({"id_str": [IDS[0], "z"]}), "1 ids are in the store already: J0000"),
+        (pd.DataFrame({"id_str": [IDS[7]]}), "in the store already"),
+        (pd.DataFrame({"id_str": ["z"], "y": [1]}), "other columns"),
+    ],
+)
 def test_rows_that_do_not_belong(tmp_path, table, said):
     store = work(Store(tmp_path, META))
-    with pytest.raises(InputError, match=said): store.write_shard(table)
+    with pytest.raises(InputError, match=said):
+        store.write_shard(table)
     assert len(store) == 58 and Store(tmp_path).verify().ok
 
 
 def test_failures(tmp_path):
     store = work(Store(tmp_path, META))
-    with pytest.raises(InputError, match="in the store already"): store.fail(IDS[0], "late")
-    with pytest.raises(InputError, match="in the store already"): store.fail(IDS[7], "again")
+    with pytest.raises(InputError, match="in the store already"):
+        store.fail(IDS[0], "late")
+    with pytest.raises(InputError, match="in the store already"):
+        store.fail(IDS[7], "again")
     store.finish(IDS)
-    (tmp_path / "failures.parquet").unlink()   # a disk was mounted late: try again
+    (tmp_path / "failures.parquet").unlink()  # a disk was mounted late: try again
     assert "missing or not what was written" in str(Store(tmp_path).verify())
-    with Store(tmp_path, META) as again: assert again.remaining(CATALOG).id_str.tolist() == sorted(BROKEN)
+    with Store(tmp_path, META) as again:
+        assert again.remaining(CATALOG).id_str.tolist() == sorted(BROKEN)
 
 
 def test_everything_failed(tmp_path):
     store = Store(tmp_path, META)
-    for name in IDS: store.fail(name, "no such file")
-    with pytest.raises(InputError, match="None of 60 galaxies could be done.*no such file"): store.finish(IDS)
+    for name in IDS:
+        store.fail(name, "no such file")
+    with pytest.raises(InputError, match="None of 60 galaxies could be done.*no such file"):
+        store.finish(IDS)
     assert len(Store(tmp_path).failures()) == 60
 
 
@@ -263,26 +340,33 @@ def test_f17_what_is_not_finite_is_quarantined(tmp_path):
 
 
 def test_numbers_as_ids_are_not_looked_up(tmp_path):
-    with pytest.raises(InputError, match="ids are numbers"): Store(tmp_path, META).remaining(pd.DataFrame({"id_str": [1]}))
+    with pytest.raises(InputError, match="ids are numbers"):
+        Store(tmp_path, META).remaining(pd.DataFrame({"id_str": [1]}))
 
 
 def test_empty_and_missing_stores(tmp_path):
-    with pytest.raises(InputError, match="There is no store"): Store(tmp_path)
+    with pytest.raises(InputError, match="There is no store"):
+        Store(tmp_path)
     Store(tmp_path, META).close()
     assert len(Store(tmp_path)) == 0 and Store(tmp_path).read().columns.tolist() == ["id_str"]
-    with pytest.raises(InputError, match="has no features"): Store(tmp_path).read_features()
+    with pytest.raises(InputError, match="has no features"):
+        Store(tmp_path).read_features()
     assert Store(tmp_path, META).finish([]) == "0 written + 0 quarantined = 0 galaxies, each once"
 
 
 def test_columns_of_a_table(tmp_path):
     store = Store(tmp_path, META)
-    store.write_shard(pd.DataFrame({"score": [.5], "id_str": ["a"], "note": ["x"]}))
-    assert store.read().columns.tolist() == ["id_str", "score", "note"] and store.read(["score"]).score.tolist() == [.5]
-    with pytest.raises(InputError, match="has no 'scores': did you mean 'score'"): store.read(["scores"])
+    store.write_shard(pd.DataFrame({"score": [0.5], "id_str": ["a"], "note": ["x"]}))
+    assert store.read().columns.tolist() == ["id_str", "score", "note"] and store.read(["score"]).score.tolist() == [
+        0.5
+    ]
+    with pytest.raises(InputError, match="has no 'scores': did you mean 'score'"):
+        store.read(["scores"])
     assert read_meta(tmp_path / "shards" / "00000.parquet")["weights"] == "1f3c"
 
 
 # Damage
+
 
 def test_f27_any_flipped_bit_is_found(tmp_path):
     finished(tmp_path)
@@ -293,11 +377,15 @@ def test_f27_any_flipped_bit_is_found(tmp_path):
         bits[place // 8] ^= 1 << place % 8
         path.write_bytes(bits)
         assert Store(tmp_path).verify().errors[0].examples == ("00002.parquet",)
-        with pytest.raises(InputError, match="00002.parquet is not what was written"): Store(tmp_path).read()
-        with pytest.raises(InputError, match="00002.parquet"): Store(tmp_path, META).remaining(CATALOG)
+        with pytest.raises(InputError, match="00002.parquet is not what was written"):
+            Store(tmp_path).read()
+        with pytest.raises(InputError, match="00002.parquet"):
+            Store(tmp_path, META).remaining(CATALOG)
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-1]), lambda p: p.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-1]), lambda p: p.write_bytes(b"")]
+)
 def test_f28_only_what_is_damaged_is_made_again(tmp_path, damage):
     store = finished(tmp_path)
     untouched = {s["name"]: s["sha256"] for s in store.shards if s["name"] != "00003.parquet"}
@@ -324,11 +412,14 @@ def test_f29_manifest_cut_or_changed_is_refused(tmp_path):
     path = tmp_path / "manifest.jsonl"
     good = path.read_bytes()
     lines = good.splitlines(keepends=True)
-    cuts = [good[:n] for n in range(0, len(good) - 1, 97)] + [b"".join(lines[:n] + lines[n + 1:]) for n in range(len(lines))]
-    flips = [good[:n] + bytes([good[n] ^ 1]) + good[n + 1:] for n in range(0, len(good) - 1, 53)]
+    cuts = [good[:n] for n in range(0, len(good) - 1, 97)] + [
+        b"".join(lines[:n] + lines[n + 1 :]) for n in range(len(lines))
+    ]
+    flips = [good[:n] + bytes([good[n] ^ 1]) + good[n + 1 :] for n in range(0, len(good) - 1, 53)]
     for bad in [*cuts, *flips, b"\xff\xfe", b"null\n", b"[" * 100_000]:
         path.write_bytes(bad)
-        with pytest.raises(InputError, match="damaged"): Store(tmp_path)
+        with pytest.raises(InputError, match="damaged"):
+            Store(tmp_path)
     path.write_bytes(good)
     is_right(tmp_path)
 
@@ -353,41 +444,68 @@ HEADER = '{"format": 1, "meta": {}, "columns": null, "failures": null, "finished
 SHARD = '{"name": "00000.parquet", "rows": 1, "ids": "", "sha256": "%s"}' % ("0" * 64)
 
 
-@pytest.mark.parametrize("lines", [
-    ['{"format": 1}'], [HEADER, SHARD, SHARD], [HEADER, SHARD.replace("00000", "../../x")], [HEADER, SHARD.replace("1,", "NaN,")],
-    [HEADER, SHARD.replace('"rows": 1', '"rows": 1, "rows": 2')], [HEADER, "[" * 100_000], [HEADER, "7"], ["[]"], [],
-    [HEADER, SHARD.replace("0" * 64, "0")], [HEADER, SHARD.replace("1,", '"1",')]])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['{"format": 1}'],
+        [HEADER, SHARD, SHARD],
+        [HEADER, SHARD.replace("00000", "../../x")],
+        [HEADER, SHARD.replace("1,", "NaN,")],
+        [HEADER, SHARD.replace('"rows": 1', '"rows": 1, "rows": 2')],
+        [HEADER, "[" * 100_000],
+        [HEADER, "7"],
+        ["[]"],
+        [],
+        [HEADER, SHARD.replace("0" * 64, "0")],
+        [HEADER, SHARD.replace("1,", '"1",')],
+    ],
+)
 def test_i52_hostile_manifests(tmp_path, lines):
     (tmp_path / "manifest.jsonl").write_text(signed(*lines))
-    with pytest.raises(InputError): Store(tmp_path)
+    with pytest.raises(InputError):
+        Store(tmp_path)
 
 
 # Single tables
 
+
 def test_write_parquet(tmp_path):
-    path = write_parquet(tmp_path / "t.parquet", pd.DataFrame({"x": [1.], "id_str": ["a"]}), {"n": np.int64(3)}, np.ones((1, 4)))
+    path = write_parquet(
+        tmp_path / "t.parquet", pd.DataFrame({"x": [1.0], "id_str": ["a"]}), {"n": np.int64(3)}, np.ones((1, 4))
+    )
     table = pa.parquet.read_table(path)
     assert table.column_names == ["id_str", "x", "features"] and features_array(table["features"]).shape == (1, 4)
     assert read_meta(path) == {"version": store_module.__version__, "n": 3}
     pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "plain.parquet")
     assert read_meta(tmp_path / "plain.parquet") == {}
-    with pytest.raises(InputError, match="fit into JSON"): write_parquet(path, CATALOG, {"loss": float("nan")})
-    with pytest.raises(InputError, match="3 vectors for 60 ids"): write_parquet(path, CATALOG, {}, np.ones((3, 2)))
+    with pytest.raises(InputError, match="fit into JSON"):
+        write_parquet(path, CATALOG, {"loss": float("nan")})
+    with pytest.raises(InputError, match="3 vectors for 60 ids"):
+        write_parquet(path, CATALOG, {}, np.ones((3, 2)))
 
 
 def test_features_columns():
     values = np.arange(12, dtype=np.float64).reshape(4, 3)
     column = features_column(values)
-    assert column.type == pa.list_(pa.float32(), 3) and (features_array(pa.chunked_array([column[:1], column[1:]])) == values).all()
-    with pytest.raises(InputError, match="array of floats"): features_column(np.ones(3))
-    with pytest.raises(InputError, match="vectors of one length"): features_array(pa.array([[1.], [1., 2.]]))
+    assert (
+        column.type == pa.list_(pa.float32(), 3)
+        and (features_array(pa.chunked_array([column[:1], column[1:]])) == values).all()
+    )
+    with pytest.raises(InputError, match="array of floats"):
+        features_column(np.ones(3))
+    with pytest.raises(InputError, match="vectors of one length"):
+        features_array(pa.array([[1.0], [1.0, 2.0]]))
 
 
 def test_atomic_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = atomic_write(tmp_path / "a.txt", "old")
-    def broken(*args): raise OSError(errno.EIO, "Input/output error")
+
+    def broken(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
     monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(InputError, match="Input/output error. What was there before is whole"): atomic_write(path, "new")
+    with pytest.raises(InputError, match="Input/output error. What was there before is whole"):
+        atomic_write(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -401,55 +519,68 @@ SHA = hashlib.sha256(PAYLOAD).hexdigest()
 def serve():
     "A server with a plan: what it does at each request"
     servers = []
+
     def start(*plan):
         asked = []
+
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 step, span = plan[min(len(asked), len(plan) - 1)], self.headers.get("Range")
                 asked.append(span)
                 begin = int(span[6:-1]) if span and step != "whole" else 0
-                if isinstance(step, int) and step >= 400: return self.send_error(step)
+                if isinstance(step, int) and step >= 400:
+                    return self.send_error(step)
                 body = b"<html>please log in</html>" if step == "page" else PAYLOAD[begin:]
                 self.send_response(206 if begin else 200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body[:15_000] if step == "cut" else body)
-            def log_message(self, *args): pass
+
+            def log_message(self, *args):
+                pass
+
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(.01,), daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return f"http://127.0.0.1:{server.server_port}/file", asked
+
     yield start
     for server in servers:
         server.shutdown()
         server.server_close()
 
 
-def get(url, dest, sha=SHA, **options): return download(url, dest, sha, wait=.001, progress=False, **options)
+def get(url, dest, sha=SHA, **options):
+    return download(url, dest, sha, wait=0.001, progress=False, **options)
 
 
-@pytest.mark.parametrize("plan", [["good"], ["cut", "good"], ["cut", "cut", "cut", "good"], [503, "cut", 429, "good"], ["cut", "whole"]])
+@pytest.mark.parametrize(
+    "plan", [["good"], ["cut", "good"], ["cut", "cut", "cut", "good"], [503, "cut", 429, "good"], ["cut", "whole"]]
+)
 def test_f24_f26_downloads_come_through(tmp_path, serve, plan):
     url, asked = serve(*plan)
     assert get(url, tmp_path / "new" / "file").read_bytes() == PAYLOAD
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["file"] and len(asked) == len(plan)
-    get(url, tmp_path / "new" / "file")   # it is there: nothing is asked
+    get(url, tmp_path / "new" / "file")  # it is there: nothing is asked
     assert len(asked) == len(plan)
 
 
 def test_f24_goes_on_in_the_next_call(tmp_path, serve):
     url, asked = serve("cut", 404, "good")
-    with pytest.raises(InputError, match="answers 404"): get(url, tmp_path / "file")
+    with pytest.raises(InputError, match="answers 404"):
+        get(url, tmp_path / "file")
     assert get(url, tmp_path / "file").read_bytes() == PAYLOAD and asked == [None, "bytes=15000-", "bytes=15000-"]
 
 
 def test_f25_wrong_bytes_are_not_kept(tmp_path, serve):
     for plan in (["page"], ["cut", "page"]):
         url, asked = serve(*plan)
-        with pytest.raises(InputError, match="Nothing was kept|could not be had"): get(url, tmp_path / "file", retries=1)
+        with pytest.raises(InputError, match="Nothing was kept|could not be had"):
+            get(url, tmp_path / "file", retries=1)
         assert not (tmp_path / "file").exists()
     url, _ = serve("good")
-    with pytest.raises(InputError, match="another sha256 than 000000000000"): get(url, tmp_path / "other", "0" * 64)
+    with pytest.raises(InputError, match="another sha256 than 000000000000"):
+        get(url, tmp_path / "other", "0" * 64)
     assert not list(tmp_path.glob("*other*"))
 
 
@@ -461,19 +592,25 @@ def test_f25_a_wrong_beginning_from_an_earlier_call_is_thrown_away(tmp_path, ser
 
 def test_f26_a_server_that_stays_away(tmp_path, serve):
     url, asked = serve(503)
-    with pytest.raises(InputError, match="in 3 attempts: the server answers 503"): get(url, tmp_path / "file", retries=2)
+    with pytest.raises(InputError, match="in 3 attempts: the server answers 503"):
+        get(url, tmp_path / "file", retries=2)
     assert len(asked) == 3
-    with pytest.raises(InputError, match="could not be had"): get("http://127.0.0.1:9/file", tmp_path / "file", retries=0)
+    with pytest.raises(InputError, match="could not be had"):
+        get("http://127.0.0.1:9/file", tmp_path / "file", retries=0)
 
 
-@pytest.mark.parametrize("url,sha,said", [("file:///etc/passwd", SHA, "Not a web address"), ("http://127.0.0.1/x", "abc", "64 hexa")])
+@pytest.mark.parametrize(
+    "url,sha,said", [("file:///etc/passwd", SHA, "Not a web address"), ("http://127.0.0.1/x", "abc", "64 hexa")]
+)
 def test_downloads_that_cannot_be(tmp_path, url, sha, said):
-    with pytest.raises(InputError, match=said): get(url, tmp_path / "file", sha)
+    with pytest.raises(InputError, match=said):
+        get(url, tmp_path / "file", sha)
 
 
 def test_download_into_a_file(tmp_path, serve):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"): get(serve("good")[0], tmp_path / "file" / "below")
+    with pytest.raises(InputError, match="cannot be written"):
+        get(serve("good")[0], tmp_path / "file" / "below")
 
 
 def test_sha256_file(tmp_path):
