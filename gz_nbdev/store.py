@@ -606,7 +606,7 @@ def _keep(part: Path, dest: Path, sha256: str) -> bool:
     _sync_folder(dest.parent)
     return True
 
-# %% ../nbs/10_store.ipynb #17b2d56a
+# %% ../nbs/10_store.ipynb #09f507de
 def download(
     url: str,               # http or https
     dest,                   # file to make
@@ -644,8 +644,8 @@ def download(
             if _keep(part, dest, sha256): return dest
             problem = "the bytes are not those that were promised"
             if not earlier:
-                raise InputError(f"{url} gave a file with another sha256 than {sha256[:12]}...: it was changed, or this is an "
-                                 "error page. Nothing was kept")
+                raise InputError(f"{url} gave a file with another sha256 than {sha256[:12]}...: it was changed, or this is "
+                                 "an error page. Nothing was kept")
             earlier = False
     raise InputError(f"{url} could not be had in {retries + 1} attempts: {problem}. What came is kept, and the next "
                      "call goes on")
