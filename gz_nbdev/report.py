@@ -37,7 +37,7 @@ def _hash(
     "The name under which a browser lets an inline script run"
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
-# %% ../nbs/97_report.ipynb #b1d986cc
+# %% ../nbs/97_report.ipynb #5a2a50e8
 _BASE_STYLE = """
 :root { color-scheme: light dark; --page: #f5f6f9; --card: #fff; --ink: #182033; --soft: #566076; --line: #dce0e9;
   --track: #e6e9f0; --blue: #0072b2; --good: #00704f; --bad: #b34700; --warn: #8a5a00; --sky: #0a0f1f; }
@@ -57,7 +57,8 @@ body > header { background: var(--sky); color: #f4f6fb; padding: 3.2rem 1.25rem 
   radial-gradient(1px 1px at 86% 62%, #fffb, #0000), radial-gradient(1.2px 1.2px at 95% 36%, #ffd9c2cc, #0000),
   radial-gradient(60rem 18rem at 82% -20%, #24427a99, #0000), radial-gradient(40rem 16rem at 8% 120%, #3b2a5c80,
     #0000); }
-body > header > *, nav > *, main, body > footer > * { max-width: 68rem; margin-left: auto; margin-right: auto; }
+body > header > *, body > footer > * { max-width: 68rem; margin-left: auto; margin-right: auto; }
+nav > *, main { max-width: 70.5rem; margin: 0 auto; }
 h1 { font-size: clamp(1.75rem, 4.5vw, 2.6rem); line-height: 1.15; letter-spacing: -.02em; margin-top: 0;
   margin-bottom: 0; }
 header p { color: #b9c4dc; font-size: 1.1rem; margin-top: .7rem; margin-bottom: 0; }
@@ -74,14 +75,15 @@ nav a { color: var(--soft); font-size: .92rem; text-decoration: none; white-spac
 nav a:hover { color: var(--blue); text-decoration: underline; }
 main { padding: 1rem 1.25rem 2rem; }
 section { padding-top: 1.6rem; margin-bottom: 1.2rem; }
+.card, figure, .table, .checks { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; }
 """
 
-# %% ../nbs/97_report.ipynb #50f53d04
+# %% ../nbs/97_report.ipynb #3026e7cf
 _PART_STYLE = """
-.card, figure, .table, .checks { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1rem; margin:
-  1rem 0; }
-.card { padding: 1rem 1.15rem .9rem; display: flex; flex-direction: column; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); column-gap: 1rem;
+  margin-top: 1rem; }
+.card { padding: 1rem 1.15rem .9rem; margin-bottom: 1rem; display: grid; grid-row: span 5;
+  grid-template-rows: subgrid; }
 .card p { margin: 0; }
 .name { font-weight: 600; font-size: .95rem; line-height: 1.35; }
 .value { font-size: 2.3rem; line-height: 1.25; font-weight: 650; letter-spacing: -.02em; font-variant-numeric:
@@ -90,8 +92,9 @@ _PART_STYLE = """
 .scale { display: grid; grid-template-columns: auto 1fr auto; gap: .5rem; font-size: .72rem; line-height: 52px;
   color: var(--soft); margin-top: .1rem; font-variant-numeric: tabular-nums; }
 .scale svg { width: 100%; height: 52px; overflow: visible; }
-svg text { font-size: 11.5px; fill: var(--soft); }
+svg text { font-size: .72rem; fill: var(--soft); }
 .track { fill: var(--track); } .gain { fill: var(--good); } .loss { fill: var(--bad); } .unsure { fill: var(--soft); }
+rect.gain, rect.loss, rect.unsure { opacity: .5; }
 .span { stroke: var(--ink); stroke-width: 2; } .dot { fill: var(--card); stroke: var(--ink); stroke-width: 2.5; }
 .chance { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 3 2; } .target { stroke: var(--blue); stroke-width:
   2; }
@@ -100,15 +103,18 @@ svg text { font-size: 11.5px; fill: var(--soft); }
 .verdict.unsure { color: var(--soft); }
 .note, figcaption, caption { color: var(--soft); font-size: .88rem; line-height: 1.5; }
 .card .note { margin-top: .35rem; }
-figure { margin: 1rem 0; padding: 1rem 1.15rem; overflow-x: auto; }
-figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-figcaption { margin: .7rem auto 0; max-width: 46rem; }
-@media screen and (max-width: 640px) { figure img.wide { max-width: none; width: 40rem; } }
+figure { display: inline-block; vertical-align: top; margin: .5rem 1rem .5rem 0; padding: 1rem 1.15rem; max-width: 100%;
+  overflow-x: auto; }
+figure img { display: block; max-width: 100%; height: auto; }
+figcaption { margin-top: .7rem; width: 0; min-width: 100%; }
+@media screen and (max-width: 640px) { figure { display: block; margin-right: 0; }
+  figure img.wide { max-width: none; width: 40rem; } }
 @media screen and (prefers-color-scheme: dark) { .plot { filter: invert(1) hue-rotate(180deg); } }
 .table { overflow-x: auto; margin: 1rem 0; padding: .3rem 1.15rem .6rem; width: fit-content; max-width: 100%; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 caption { caption-side: bottom; text-align: left; padding-top: .6rem; }
-th, td { padding: .38rem .8rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .38rem .8rem; text-align: left; border-bottom: 1px solid var(--line); }
+th, .number { white-space: nowrap; } td:not(.number) { overflow-wrap: anywhere; min-width: 8rem; }
 td:first-child, th:first-child { padding-left: 0; }
 .number { text-align: right; }
 tbody tr:hover td { background: var(--page); }
@@ -118,9 +124,9 @@ th[aria-sort=ascending] button::after { content: "\\2191"; opacity: 1; }
 th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
 """
 
-# %% ../nbs/97_report.ipynb #d9738888
+# %% ../nbs/97_report.ipynb #759cd1c3
 _GALAXY_STYLE = """
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.4rem, 1fr)); gap: .7rem; list-style: none;
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.2rem, 1fr)); gap: .7rem; list-style: none;
   padding: 0; margin: 1rem 0 .5rem; }
 .gallery.voted { grid-template-columns: repeat(auto-fill, minmax(min(100%, 14.5rem), 1fr)); }
 .gallery li { background: #000; color: #eef1f8; border-radius: .6rem; overflow: hidden; border: 1px solid #1d2434; }
@@ -131,7 +137,7 @@ _GALAXY_STYLE = """
 .gallery dt { display: flex; justify-content: space-between; gap: .6rem; margin-top: .3rem; }
 .gallery dt small { font-size: .76rem; color: #aab4c8; white-space: nowrap; }
 .gallery dd { margin: 0; line-height: 0; } .bar { width: 100%; height: 12px; overflow: visible; }
-.bar .track { fill: #2b3448; } .bar .said { fill: #56b4e9; } .bar .span { stroke: #fff; stroke-width: 1.5; }
+.bar .track { fill: #2b3448; } .bar .said { fill: #1f86c7; } .bar .span { stroke: #fff; stroke-width: 1.5; }
 .bar .people { fill: #e69f00; stroke: #000; stroke-width: 1; }
 .key { display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; font-size: .84rem; color: var(--soft); }
 .key svg { width: 26px; height: 12px; vertical-align: -1px; margin-right: .4rem; background: #000; border-radius: 3px; }
@@ -155,6 +161,7 @@ footer dt { font-weight: 600; } footer dd { margin: 0; }
   nav, .skip, th button::after { display: none; } body > header { background: none; color: #000; padding: 0 0 1rem; }
   header p { color: #333; } .card, figure, .table, .gallery li, .checks li, tr { break-inside: avoid; } h2 {
     break-after: avoid; }
+  figure { width: 48%; margin-right: 1%; } figure:has(.wide) { width: 98%; }
   .gallery, .gallery.voted { grid-template-columns: repeat(6, 1fr); } .gallery.voted { grid-template-columns:
     repeat(4, 1fr); }
   .gallery li, .gallery svg, .scale svg, .key svg { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
@@ -289,7 +296,7 @@ def _repr_html_(self: Page):
     frame = dict(sandbox="allow-scripts", width="100%", height="480", title=self.title, frameborder="0")
     return to_xml(ft("iframe", srcdoc=self.html, **frame), indent=False)
 
-# %% ../nbs/97_report.ipynb #25e7ca6e
+# %% ../nbs/97_report.ipynb #f11d4a37
 def _end(
     values,   # numbers >= 0 that must fit
 ) -> float:   # 1, 2 or 5 times a power of ten
@@ -303,14 +310,14 @@ def _number(
     like=None,        # the number whose decimals to use; default `value`
 ) -> str:             # three digits that matter
     "A number as people write it"
-    if isinstance(value, str): return value
+    if isinstance(value, str): return str(value)
     if isinstance(value, (int, np.integer)) and like is None: return f"{value:,}"
     if pd.isna(value): return "–"
     size = abs(float(value if like is None else like))
-    decimals = max(0, 2 - floor(log10(size))) if size else 2
+    decimals = 3 if .01 <= size < 1 else max(0, 2 - floor(log10(size))) if size else 2
     return f"{value:,.{decimals}f}"
 
-# %% ../nbs/97_report.ipynb #5a31f414
+# %% ../nbs/97_report.ipynb #fa896549
 def _verdict(
     value: float,     # the number
     interval,         # (lower, upper), or None
@@ -321,11 +328,12 @@ def _verdict(
     "Is a number better than chance, and is that sure?"
     low, high = interval or (value, value)
     above, below = low > chance, high < chance
-    if not above and not below: return "unsure", f"● not told apart from {against}"
+    against = against if against == "chance" else f"the {against}"
+    if not above and not below: return "unsure", f"● not distinguishable from {against}"
     if above == (better == "higher"): return "gain", f"▲ better than {against}"
     return "loss", f"▼ worse than {against}"
 
-# %% ../nbs/97_report.ipynb #ab8888ce
+# %% ../nbs/97_report.ipynb #20d9eeb0
 def _mark(x: float, text: str, name: str, y: int, top: int, bottom: int) -> list:
     "A line at `x` (0 to 1) across a scale, with its name"
     anchor = "start" if x < .2 else "end" if x > .8 else "middle"
@@ -343,19 +351,19 @@ def _scale(card: dict, kind: str, against: str):
     def across(name, a, b): return dict(cls=name, x=f"{100 * at(a):.2f}%", width=f"{100 * (at(b) - at(a)):.2f}%")
     parts = [ft("rect", y=22, height=8, rx=4, **across("track", start, end)),
              ft("rect", y=22, height=8, **across(kind, min(value, chance), max(value, chance)))]
-    parts += _mark(at(chance), f"{against} {_number(chance, like=value)}", "chance", 48, 16, 36)
-    words = [f"{_number(value)} on a scale from {start:g} to {end:g}", f"{against} {_number(chance, like=value)}"]
+    parts += _mark(at(chance), f"{against} {chance:.3g}", "chance", 48, 16, 36)
+    words = [f"{_number(value)} on a scale from {start:g} to {end:g}", f"{against} {chance:.3g}"]
     if card.get("interval"):
         parts.append(ft("line", x1=f"{100 * at(low):.2f}%", x2=f"{100 * at(high):.2f}%", y1=26, y2=26, cls="span"))
         words.append(f"90% interval {_number(low, like=value)} to {_number(high, like=value)}")
     if target is not None:
-        parts += _mark(at(target), f"target {_number(target, like=value)}", "target", 11, 15, 34)
-        words.append(f"target {_number(target, like=value)}")
+        parts += _mark(at(target), f"target {target:.3g}", "target", 11, 15, 34)
+        words.append(f"target {target:.3g}")
     parts.append(ft("circle", cx=f"{100 * at(value):.2f}%", cy=26, r=5, cls="dot"))
     drawn = ft("svg", *parts, role="img", aria_label="; ".join(words))
     return ft("div", ft("span", f"{start:g}"), drawn, ft("span", f"{end:g}"), cls="scale")
 
-# %% ../nbs/97_report.ipynb #c1846b2c
+# %% ../nbs/97_report.ipynb #b04b5327
 _CARD = ("name", "value", "interval", "chance", "chance_name", "better", "target", "note")
 
 def _card(
@@ -365,14 +373,17 @@ def _card(
     for key in set(card) - set(_CARD):
         raise InputError(f"the number {card.get('name')!r} has a {key!r}; {near_names(key, _CARD)}")
     for key in {"name", "value"} - set(card): raise InputError(f"a number needs a {key!r}; this one has {sorted(card)}")
-    value, interval = card["value"], card.get("interval")
-    span = ft("small", f" {_number(interval[0], like=value)} to {_number(interval[1], like=value)}") if interval else ""
+    value, interval, better = card["value"], card.get("interval"), card.get("better", "higher")
+    if better not in ("higher", "lower"):
+        raise InputError(f"{card['name']!r} is better when {better!r}; it must be 'higher' or 'lower'")
+    words = " to ".join(_number(end, like=value) for end in interval) if interval else ""
+    span = ft("small", f" 90%: {words}") if interval else ""
     parts = [ft("p", str(card["name"]), cls="name"), ft("p", _number(value), span, cls="value")]
-    if card.get("chance") is not None:
-        against = str(card.get("chance_name", "chance"))
-        kind, words = _verdict(value, interval, card["chance"], card.get("better", "higher"), against)
-        if card.get("target") is not None:
-            reached = value >= card["target"] if card.get("better", "higher") == "higher" else value <= card["target"]
+    if card.get("chance") is not None and not isinstance(value, str) and np.isfinite(value):
+        against, target = str(card.get("chance_name", "chance")), card.get("target")
+        kind, words = _verdict(value, interval, card["chance"], better, against)
+        if target is not None:
+            reached = value >= target if better == "higher" else value <= target
             words += "; target reached" if reached else "; target missed"
         parts += [_scale(card, kind, against), ft("p", words, cls=f"verdict {kind}")]
     return ft("div", *parts, ft("p", str(card["note"]), cls="note") if card.get("note") else "", cls="card")
@@ -405,7 +416,7 @@ def _picture(
     fig.savefig(png, format="png", dpi=160, transparent=plot)
     return _data(png.getvalue(), "png"), plot
 
-# %% ../nbs/97_report.ipynb #72bdec1c
+# %% ../nbs/97_report.ipynb #2b8d2d26
 @patch
 def figure(
     self: Page,
@@ -418,12 +429,13 @@ def figure(
         raise InputError(f"the figure {str(caption)[:60]!r} has no alt text: say in a sentence what it shows")
     address, plot = _picture(fig)
     plt.close(fig)
-    width, height = (round(96 * inches) for inches in fig.get_size_inches())
+    width, height = (round(88 * inches) for inches in fig.get_size_inches())
     kind = " ".join(["plot"] * plot + ["wide"] * (width > 620))
     image = ft("img", src=address, alt=str(alt), width=width, height=height, cls=kind or None, void_=True)
-    return self._add(ft("figure", image, ft("figcaption", str(caption)) if caption else ""), "figure")
+    words = ft("figcaption", str(caption)) if caption else ""
+    return self._add(ft("figure", image, words, tabindex="0" if width > 620 else None), "figure")
 
-# %% ../nbs/97_report.ipynb #cb7c4c50
+# %% ../nbs/97_report.ipynb #42bb25a7
 def _bar(
     text: str,     # the answer
     fraction,      # predicted, or (predicted, lower, upper) of the 90% interval
@@ -434,16 +446,17 @@ def _bar(
     k, n = votes if isinstance(votes, (tuple, list)) else (0, 0)
     said = f"{k:g} of {n:g}" if n else "" if isinstance(votes, (tuple, list)) else str(votes)
     def at(v): return f"{100 * min(max(float(v), 0), 1):.1f}%"
-    parts = [ft("rect", x=0, y=3, width="100%", height=6, rx=3, cls="track"),
-             ft("rect", x=0, y=3, width=at(value), height=6, rx=3, cls="said")]
+    parts = [ft("rect", x=0, y=3, width="100%", height=6, rx=3, cls="track")]
+    if np.isfinite(value): parts.append(ft("rect", x=0, y=3, width=at(value), height=6, rx=3, cls="said"))
     if span: parts.append(ft("line", x1=at(span[0]), x2=at(span[1]), y1=6, y2=6, cls="span"))
     if n: parts.append(ft("circle", cx=at(k / n), cy=6, r=4, cls="people"))
-    words = f"predicted {value:.0%}" + (f", 90% interval {span[0]:.0%} to {span[1]:.0%}" if span else "")
+    shown = f"{value:.0%}" if np.isfinite(value) else "–"
+    words = f"predicted {shown}" + (f", 90% interval {span[0]:.0%} to {span[1]:.0%}" if span else "")
     words += f"; volunteers: {said}" if said else ""
-    return (ft("dt", ft("span", str(text)), ft("small", f"{value:.0%}" + (f" · {said}" if said else ""))),
+    return (ft("dt", ft("span", str(text)), ft("small", shown + (f" · {said}" if said else ""))),
             ft("dd", ft("svg", *parts, role="img", aria_label=words, cls="bar")))
 
-# %% ../nbs/97_report.ipynb #f04bc649
+# %% ../nbs/97_report.ipynb #7807d837
 _SIDE = 256  # pixels: larger pictures are made smaller for the page
 
 def _tile(
@@ -454,10 +467,10 @@ def _tile(
     image, buffer = Image.fromarray(picture.transpose(1, 2, 0)), BytesIO()
     image.thumbnail((_SIDE, _SIDE))
     image.save(buffer, "JPEG", quality=88, optimize=True)
-    title, lines = (caption["title"], caption.get("lines", ())) if isinstance(caption, dict) else (caption, ())
+    title, lines = (caption.get("title", ""), caption.get("lines", ())) if isinstance(caption, dict) else (caption, ())
     bars = [part for line in lines for part in _bar(*line)]
     words = ft("div", ft("p", str(title)), ft("dl", *bars) if bars else "")
-    return ft("li", ft("img", src=_data(buffer.getvalue(), "jpeg"), alt=f"Galaxy: {title}", width=image.width,
+    return ft("li", ft("img", src=_data(buffer.getvalue(), "jpeg"), alt=f"Galaxy {title}".strip(), width=image.width,
                        height=image.height, void_=True), words)
 
 def _key():
@@ -487,12 +500,12 @@ def gallery(
     words = [_key() if voted else "", ft("p", str(note), cls="note") if note else ""]
     return self._add(ft("div", tiles, *words), "gallery")
 
-# %% ../nbs/97_report.ipynb #4144ec85
+# %% ../nbs/97_report.ipynb #ff2d78ff
 def _decimals(column: pd.Series) -> str:
     "A format with three digits for the largest number of a column"
     if not pd.api.types.is_float_dtype(column): return ",d"
-    finite = column[np.isfinite(column)].abs()
-    size = finite.max() if len(finite) else 0
+    sizes = abs(column.to_numpy(float, na_value=np.nan))
+    size = max(sizes[np.isfinite(sizes)], default=0)
     return f",.{max(0, 2 - max(floor(log10(size)), -1)) if size else 0}f"
 
 def _cell(value, number: bool, style: str):
@@ -509,7 +522,9 @@ def table(
     fmt=None,          # a format for all columns of floats ('.2f'), or a dict: column -> format
 ):                     # the page
     "Add a table that sorts by a click on a heading"
-    if df.index.name or not isinstance(df.index, pd.RangeIndex): df = df.rename_axis(df.index.name or "").reset_index()
+    if df.index.name or not isinstance(df.index, pd.RangeIndex):
+        index = df.index.to_frame(index=False).set_axis([name or "" for name in df.index.names], axis=1)
+        df = pd.concat([index, df.reset_index(drop=True)], axis=1)
     heads, cells = [], []
     for i, name in enumerate(df.columns):
         column = df.iloc[:, i]
@@ -524,7 +539,7 @@ def table(
     frame = dict(cls="table", tabindex="0", role="region", aria_label=str(note) or "Table")
     return self._add(ft("div", body, **frame), "table")
 
-# %% ../nbs/97_report.ipynb #bd0e4d19
+# %% ../nbs/97_report.ipynb #ef2c85a9
 _SIGNS = {"error": "✗ error", "warning": "▲ warning", "ok": "✓ fine"}
 
 @patch
@@ -537,8 +552,8 @@ def checks(
     for f in report.findings:
         rows = f" ({f.count:,} rows)" if f.count > 1 else ""
         examples = [part for e in f.examples for part in (ft("code", str(e)), " ")]
-        words = [ft("p", f.what + rows), ft("p", *examples) if examples else "",
-                 ft("p", f.advice, cls="note") if f.advice else ""]
+        words = [ft("p", f"{f.what}{rows}"), ft("p", *examples) if examples else "",
+                 ft("p", str(f.advice), cls="note") if f.advice else ""]
         items.append(ft("li", ft("b", _SIGNS[f.severity], cls=f.severity), ft("div", *words)))
     return self.text(report.summary)._add(ft("ul", *items, cls="checks"), "check")
 
@@ -556,7 +571,7 @@ def download(
                          "it: write the file beside the page and give its name")
     return self._add(ft("p", "↓ ", ft("a", str(name), href=f"./{quote(str(parts))}", download=parts.name)), "link")
 
-# %% ../nbs/97_report.ipynb #a7593b91
+# %% ../nbs/97_report.ipynb #071d8f53
 def _axes(
     ncols: int = 1,          # plots beside each other
     nrows: int = 1,          # plots below each other
@@ -564,14 +579,14 @@ def _axes(
     height: float = 3.6,     # of one, inches
 ) -> tuple:                  # figure, list of axes
     "Empty axes in the look of the house"
-    look = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": ".9",
-            "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlesize": 11, "axes.labelsize": 10}
+    look = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": ".7",
+            "grid.alpha": .4, "axes.axisbelow": True}
     shape = dict(figsize=(width * ncols, height * nrows), dpi=80, layout="constrained", squeeze=False)
     with plt.rc_context(look): fig, axes = plt.subplots(nrows, ncols, **shape)
     plt.close(fig)  # a notebook would show it twice
     return fig, list(axes.ravel())
 
-# %% ../nbs/97_report.ipynb #c0b1fefd
+# %% ../nbs/97_report.ipynb #a4185840
 def plot_history(
     history: pd.DataFrame,           # one row an epoch: train_loss, valid_loss, fraction_error
     constant: float | None = None,   # the error of a constant guess, if known
@@ -581,18 +596,21 @@ def plot_history(
         if name not in history:
             raise InputError(f"the history has no column {name!r}: {near_names(name, history.columns)}")
     epochs = np.arange(1, len(history) + 1)
-    fig, (left, right) = _axes(2, width=4.4)
+    fig, (left, right) = _axes(2, width=4.2, height=3.2)
     left.plot(epochs, history.train_loss, color=PALETTE[5], label="training", lw=2)
     left.plot(epochs, history.valid_loss, color=PALETTE[0], label="validation", lw=2)
-    left.set(xlabel="epoch", ylabel="loss (nats a galaxy)", title="Loss"); left.legend(frameon=False)
+    left.set(xlabel="epoch", ylabel="loss (nats a galaxy)")
+    left.set_title("Loss", loc="left")
+    left.legend(frameon=False)
     right.plot(epochs, history.fraction_error, color=PALETTE[1], lw=2, marker="o", ms=3, label="network")
     if constant is not None: right.axhline(constant, color=".45", ls=":", lw=1.5, label="constant guess")
-    right.set(xlabel="epoch", ylabel="mean absolute error", title="Vote fractions", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="mean absolute error", ylim=(0, None))
+    right.set_title("Vote fractions", loc="left")
     right.legend(frameon=False)
     for ax in (left, right): ax.xaxis.get_major_locator().set_params(integer=True)
     return fig
 
-# %% ../nbs/97_report.ipynb #2c9083c5
+# %% ../nbs/97_report.ipynb #e231e2c5
 _BLUES = LinearSegmentedColormap.from_list("blues", ["#a6d2ee", PALETTE[0], "#00263d"])
 
 def plot_vote_scatter(
@@ -610,7 +628,7 @@ def plot_vote_scatter(
     n = predicted.shape[1]
     single = n == 1
     ncols = min(ncols, n)
-    fig, axes = _axes(ncols, -(-n // ncols), *((4.4, 4.2) if single else (2.7, 2.75)))
+    fig, axes = _axes(ncols, -(-n // ncols), *((4.2, 4.3) if single else (2.7, 2.9)))
     for ax in axes[n:]: ax.remove()
     for ax, name in zip(axes, predicted.columns):
         x, y = np.asarray(true[name], float), np.asarray(predicted[name], float)
@@ -619,11 +637,11 @@ def plot_vote_scatter(
             x, y = x[keep], y[keep]
             ax.hexbin(x, y, gridsize=28, extent=(0, 1, 0, 1), bins="log", mincnt=1, cmap=_BLUES, linewidths=.1)
             ax.axhline(x.mean(), color=".45", ls=":", lw=1.5)
-            said = f"error {abs(x - y).mean():.3f}\nconstant {abs(x - x.mean()).mean():.3f}\nn = {len(x):,}"
+            said = f"error {abs(x - y).mean():.3f}, constant {abs(x - x.mean()).mean():.3f}, n = {len(x):,}"
         else: said = "nobody was asked"
         ax.plot([0, 1], [0, 1], color=PALETTE[1], lw=1.2)
-        ax.text(.04, .96, said, transform=ax.transAxes, va="top", size=8)
-        ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), aspect="equal", title=name)
+        ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), aspect="equal")
+        ax.set_title(str(name).replace("_", "\n", 1) + f"\n{said}", loc="left", size=8.5)
         ax.set(xlabel=f"{truth} fraction", ylabel="predicted fraction")
         ax.label_outer()
     return fig
@@ -639,7 +657,7 @@ def _auc(label, score) -> float:
     if label.all() or not label.any(): raise ValueError("one class only")
     return roc_auc_score(label, score)
 
-# %% ../nbs/97_report.ipynb #e970f16e
+# %% ../nbs/97_report.ipynb #434934bb
 def plot_roc(
     label,           # (galaxies,) true where the galaxy is of the class
     score,           # (galaxies,) higher means more likely
@@ -657,17 +675,18 @@ def plot_roc(
         if label[rows].all() or not label[rows].any(): continue
         x, y, _ = roc_curve(label[rows], score[rows])
         curves.append(np.interp(grid, x, y))
-    fig, (ax,) = _axes(width=4.6, height=4.2)
+    fig, (ax,) = _axes(width=4.2, height=3.9)
     band = np.quantile(curves, [.05, .95], axis=0)
     ax.fill_between(grid, *band, color=PALETTE[0], alpha=.2, lw=0, label="90% of draws")
     ax.plot(false, true, color=PALETTE[0], lw=2, label=f"area {value:.3f} ({low:.3f} to {high:.3f})")
     ax.plot([0, 1], [0, 1], color=".45", ls=":", lw=1.5, label="chance, area 0.5")
-    ax.set(xlabel="share of the others that is taken for it", ylabel=f"share found, of {label.sum():,}", title=name,
+    ax.set(xlabel=f"false positive rate, of {(~label).sum():,}", ylabel=f"true positive rate, of {label.sum():,}",
            aspect="equal", xlim=(-.01, 1.01), ylim=(-.01, 1.01))
+    ax.set_title(name, loc="left")
     ax.legend(frameon=False, loc="lower right")
     return fig
 
-# %% ../nbs/97_report.ipynb #353196d4
+# %% ../nbs/97_report.ipynb #4d64846b
 def plot_auc_by_strength(
     label,      # (galaxies,) true where the galaxy is of the class
     score,      # (galaxies,) higher means more likely
@@ -684,12 +703,12 @@ def plot_auc_by_strength(
     if len(edges) < 2 or edges[0] <= 0 or (np.diff(edges) <= 0).any():
         raise InputError("edges of the bins must rise and be above 0, for a logarithmic axis; "
                          f"these are {edges.tolist()}")
-    fig, (ax,) = _axes(width=6, height=3.8)
+    fig, (ax,) = _axes(width=4.8, height=4)
     points = []
     for low, high in zip(edges, edges[1:]):
         here = label & (strength >= low) & (strength < high)
         middle, use = np.sqrt(low * high), here | ~label
-        ax.text(middle, .02, f"{here.sum():,}", transform=ax.get_xaxis_transform(), ha="center", size=8, color=".35")
+        ax.text(middle, .02, f"n={here.sum():,}", transform=ax.get_xaxis_transform(), ha="center", size=8, color=".35")
         if here.sum() >= 5: points.append((middle, *bootstrap(_auc, label[use], score[use], seed=seed)))
     if points:
         x, value, low, high = np.array(points).T
@@ -697,13 +716,15 @@ def plot_auc_by_strength(
         ax.plot(x, value, color=PALETTE[0], lw=2, marker="o", ms=5, label="of this strength")
     ax.axhline(_auc(label, score), color=PALETTE[1], ls="--", lw=1.5, label=f"all: {_auc(label, score):.3f}")
     ax.axhline(.5, color=".45", ls=":", lw=1.5, label="chance")
-    ax.set(xscale="log", xlim=(edges[0], edges[-1]), ylim=(min(.4, *(p[2] - .05 for p in points), 1), 1.02), title=name,
-           xlabel="strength of the feature (signal to noise); below: how many", ylabel="area under the ROC curve")
-    ax.set_xticks(edges, [f"{e:g}" for e in edges]); ax.minorticks_off()
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, .5))
+    ax.set(xscale="log", xlim=(edges[0], edges[-1]), ylim=(min([.4] + [p[2] - .05 for p in points]), 1.02),
+           xlabel="strength of the feature (signal to noise)", ylabel="area under the ROC curve")
+    ax.set_xticks(edges, [f"{e:g}" for e in edges])
+    ax.minorticks_off()
+    ax.set_title(name, loc="left")
+    fig.legend(frameon=False, loc="outside lower center", ncols=2)
     return fig
 
-# %% ../nbs/97_report.ipynb #538c2aff
+# %% ../nbs/97_report.ipynb #3b20fb5d
 def plot_precision(
     scores: dict,   # name -> (galaxies,) scores, higher means more likely
     label,          # (galaxies,) true where the galaxy is of the class
@@ -712,7 +733,8 @@ def plot_precision(
     seed: int = 0,  # same seed, same bands
 ) -> Figure:
     "How many of the first N galaxies of each list are of the class"
-    fig, (ax,) = _axes(width=6, height=3.8)
+    if not scores: raise InputError("there is no list to look at: give the scores as a dict, name -> scores")
+    fig, (ax,) = _axes(width=4.8, height=4)
     rng = np.random.default_rng(seed)
     for (name, score), colour in zip(scores.items(), PALETTE):
         label, score = _placed(label, score)
@@ -723,6 +745,8 @@ def plot_precision(
     ax.plot(n, np.minimum(1, label.sum() / n), color=".6", lw=1, label="a perfect list")
     ax.axhline(label.mean(), color=".45", ls=":", lw=1.5, label=f"base rate {label.mean():.3g}")
     ax.set(xscale="log", xlim=(min(10, len(n) / 2), len(n)), ylim=(0, 1.02), xlabel="galaxies from the top of the list",
-           ylabel=f"share of the class, {label.sum():,} in all", title=title)
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, .5))
+           ylabel=f"precision ({label.sum():,} of the class in all)")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_title(title, loc="left")
+    fig.legend(frameon=False, loc="outside lower center", ncols=2)
     return fig
