@@ -201,7 +201,7 @@ def _draw_colours(rng, g):
     for part in ["old", "disc", "young"]: g[f"{part}_r_z"] = .78 * g[f"{part}_g_r"] - .03 + rng.normal(0, .03, n)
     return g
 
-# %% ../nbs/15_simulate.ipynb #e3063a96
+# %% ../nbs/15_simulate.ipynb #75991b70
 def _draw_features(rng, g):
     "Arms, bars, rings, clumps and dust: which, where and how strong"
     n = len(g)
@@ -216,16 +216,14 @@ def _draw_features(rng, g):
     barred = face_disc & (rng.random(n) < np.where(spiral, .66, np.where(g.kind == "lenticular", .35, .1)))
     g["bar"], g["bar_length"] = barred, np.where(barred, g.r50 * rng.uniform(.4, 1.4, n), 0.)
     g["bar_axis_ratio"], g["bar_angle"] = rng.uniform(.2, .45, n), rng.uniform(0, 180, n)
-    face_on = face_disc & (g.axis_ratio > .5).to_numpy()
-    ring = face_on & (rng.random(n) < .1)
-    kind = _pick(rng, n, ["inner", "outer"], [.55, .45])
+    ring = face_disc & (rng.random(n) < .1)
+    kind = _pick(rng, n, ["inner", "outer", "nuclear"], [.55, .37, .08])
     inner = np.where(barred, g.bar_length * rng.uniform(1., 1.2, n), g.r50 * rng.uniform(.6, 1.3, n))
     outer = np.where(barred, g.bar_length * rng.uniform(1.9, 2.4, n), g.r50 * rng.uniform(1.4, 2.3, n))
     g["ring"], g["ring_kind"] = ring, np.where(ring, kind, "")
-    resolved = np.minimum(2.2 * g.seeing_r / np.sqrt(g.axis_ratio), 2.2 * g.r50)  # a smaller one would be a blob
-    radius = np.maximum(np.where(kind == "inner", inner, outer), resolved)
+    radius = np.where(kind == "inner", inner, np.where(kind == "outer", outer, g.r50 * rng.uniform(.2, .35, n)))
     g["ring_radius"] = np.where(ring, radius, 0.)
-    g["ring_width"] = radius * rng.uniform(.12, .22, n)
+    g["ring_width"] = radius * rng.uniform(.1, .2, n)
     g["ring_axis_ratio"], g["ring_gap"] = rng.uniform(.82, 1, n), rng.beta(1, 2, n)
     for name in ["arm", "bar", "ring", "clump", "dust"]: g[f"{name}_strength"] = _strength(rng, n)
     g["clumpy"] = g.kind.isin(["spiral", "irregular"]) & ~g.edge_on
@@ -279,7 +277,7 @@ def _brightness_at(g, radius):
     bulge = sersic(t(radius), t(g.sersic_n), t(g.bulge_r50), t(flux * g.bulge_fraction), t(g.bulge_axis_ratio))
     return disc.numpy(), bulge.numpy()
 
-# %% ../nbs/15_simulate.ipynb #9810d53a
+# %% ../nbs/15_simulate.ipynb #dfc04f27
 def _set_strengths(g, camera):
     "Brightness of every feature from its signal to noise, and the other way round where nature sets a limit"
     blur = g.seeing_r / 2.355
@@ -296,7 +294,7 @@ def _set_strengths(g, camera):
     _amplitude(g, camera, "bar", g.bar, under, .65 * ridge(.6 * g.bar_length * g.bar_axis_ratio), 2.5 * disc)
     disc, under = at(g.ring_radius)
     left = ridge(g.ring_width * minor) * wave(1.3 * g.ring_radius * minor)
-    _amplitude(g, camera, "ring", g.ring, under, left, 4. * disc + .4)
+    _amplitude(g, camera, "ring", g.ring, under, left, 3. * disc)
     disc, under = at(g.r50)
     _amplitude(g, camera, "clump", g.clumpy, under, .7, 1.5 * disc)
     _amplitude(g, camera, "dust", g.dusty, under, ridge(.1 * g.r50), np.where(g.edge_on, 2.5, .6) * disc)
@@ -810,12 +808,11 @@ def _first_answers(g, s):
                     "major-disturbance": .02 + s.wild * (1 - .6 * s.joined),
                     "tidal-debris": .07 + s.merger * (1 - s.joined)}}
 
-# %% ../nbs/15_simulate.ipynb #baed117f
+# %% ../nbs/15_simulate.ipynb #ba24ff98
 def _disc_answers(g, s):
     "Edge-on, arms, bar and bulge, as those answer who said featured"
     edge = .02 + .96 * _logistic((.25 - g.axis_ratio) / .035) * (g.kind != "elliptical")
-    arms = 1 - (1 - s.arms) * (1 - .3 * s.ring)  # some take a ring for tightly wound arms
-    arms, bar = (.97 * arms / s.featured).clip(upper=.97), .96 * s.bar**.7
+    arms, bar = (.97 * s.arms / s.featured).clip(upper=.97), .96 * s.bar**.7
     long = _logistic((g.bar_length / g.r50 - .6) / .12) * _logistic(np.log(g.bar_strength.clip(1e-3) / 18) / .4)
     edges = np.log([.012, .15, .5, 1.])
     none, small, moderate, large, dominant = _ordered(np.log(g.bulge_fraction.to_numpy()), edges, .35)
