@@ -8,7 +8,7 @@ import torch
 
 from gz_nbdev import simulate
 from gz_nbdev.schema import InputError, Schema, get_schema, schema_names
-from gz_nbdev.simulate import (CAMERAS, UNEVENNESS, compose_decals, deflect, draw_galaxies, draw_votes, render, sersic,
+from gz_nbdev.simulate import (CAMERAS, FACE_ON, UNEVENNESS, compose_decals, deflect, draw_galaxies, draw_votes, render, sersic,
                                simulate_survey, take_pictures, vote_model)
 
 
@@ -154,8 +154,10 @@ def test_composition_ends():
 
 def test_rates_are_the_promised(many):
     face_on = (many.kind != "elliptical") & ~many.edge_on
-    assert many.ring[face_on].mean() == pytest.approx(.10, abs=.01)
-    assert not many.ring[~face_on].any()
+    open_discs = face_on & (many.axis_ratio > FACE_ON)
+    assert many.ring[open_discs].mean() == pytest.approx(.10, abs=.01)
+    assert not many.ring[~open_discs].any()
+    assert many.ring_strength[many.ring].median() == pytest.approx(50 ** .5, rel=.15)  # log-uniform from 1 to 50
     for flag in ("merger", "arc", "artefact"): assert many[flag].mean() == pytest.approx(.01, abs=.003)
     assert .5 < face_on.mean() < .65 and .1 < many.edge_on.mean() < .17
     assert (many.bar[face_on & (many.kind == "spiral")]).mean() == pytest.approx(.66, abs=.03)
