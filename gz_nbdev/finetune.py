@@ -34,12 +34,12 @@ def pick_labels(
     chosen = [rng.permutation(np.flatnonzero(rows))[:n] for rows, n in ((labels, positives), (~labels, negatives))]
     return rng.permutation(np.concatenate(chosen))
 
-# %% ../nbs/65_finetune.ipynb #8d71f9aa
+# %% ../nbs/65_finetune.ipynb #44d23b6a
 def _classifier(labels, seed):
     "Standardise, reduce, and a logistic regression whose penalty is chosen by cross-validation among `labels`"
     folds = StratifiedKFold(min(5, np.bincount(labels).min()), shuffle=True, random_state=seed)
-    steps = make_pipeline(StandardScaler(), PCA(.99, random_state=seed), LogisticRegression(max_iter=500))
-    return GridSearchCV(steps, {"logisticregression__C": np.logspace(-4, 1, 11)}, cv=folds, scoring="neg_log_loss")
+    penalty = GridSearchCV(LogisticRegression(max_iter=500), {"C": np.logspace(-4, 1, 11)}, cv=folds, scoring="neg_log_loss")
+    return make_pipeline(StandardScaler(), PCA(.99, random_state=seed), penalty)
 
 # %% ../nbs/65_finetune.ipynb #b96e3fe3
 def checked_features(

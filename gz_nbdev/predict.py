@@ -58,7 +58,7 @@ def posterior_table(
     for i, q in enumerate(schema.questions): columns[f"{q.name}_proportion_volunteers_asked"] = asked[:, i]
     return pd.DataFrame(columns).astype(np.float32)
 
-# %% ../nbs/50_predict.ipynb #5096fdcf
+# %% ../nbs/50_predict.ipynb #5a45d0bd
 def over_galaxies(
     source,                  # where pictures come from, or a `PixelCache`
     view: View,              # how they become input
@@ -76,7 +76,7 @@ def over_galaxies(
     with Store(out, dict(meta, view=view.to_dict())) as store:
         todo = np.flatnonzero(~store.contains(source.ids)).tolist()
         batches, waiting, count = iter_batches(source, view, batch_size, indices=todo, failures=failures), [], 0
-        if progress: batches = progress_bar(batches, total=-(-len(todo) // batch_size), comment="")
+        if progress: batches = progress_bar(batches, total=-(-len(todo) // batch_size), leave=False)
         began, done = time.perf_counter(), 0
         for ids, pixels in batches:
             table, features = compute(pixels)
