@@ -137,7 +137,7 @@ def simulated_data(
     schema = get_schema(schema)
     return TourData(catalog, source, schema, "ring", truth, [check_catalog(catalog, schema), check_images(source, 200)])
 
-# %% ../nbs/98_cli.ipynb #6e5ea3a9
+# %% ../nbs/98_cli.ipynb #61289c46
 def users_data(
     catalog,            # path of the user's table
     root,               # folder of the pictures
@@ -156,7 +156,7 @@ def users_data(
     tree = tree if votes else None
     source = FolderImages(table, root)
     reports = [check_catalog(table, tree, label=label or None), check_images(source)]
-    for report in reports: report.raise_errors()
+    if any(report.errors for report in reports): raise InputError("\n".join(str(report) for report in reports if report.errors))
     if label: table[label] = _binary(table[label], label)
     return TourData(_with_split(table, seed), source, tree, label or None, None, reports)
 
@@ -437,22 +437,23 @@ def labels_to_use(
                          f"At least {least} of each kind are needed in each half: label more, or leave out --label")
     return min(wanted, np.count_nonzero(labels[data.trains]), np.count_nonzero(~labels[data.trains]))
 
-# %% ../nbs/98_cli.ipynb #031e3aeb
+# %% ../nbs/98_cli.ipynb #b75a7f36
 def _compare(tour, data, weights, ids, features):
-    "Our representation beside ImageNet's on the same galaxies and folds; a note where that cannot be"
+    "Our representation beside ImageNet's on the same galaxies and folds; where that is not installed its row says so"
     judged = data if data.truth is None else TourData(data.catalog[~data.trains], data.source, None, data.label, None, [])
-    if judged.label is None and judged.schema is None: return None, ""
-    tables = {"galaxies (ours)": (ids, features)}
+    if judged.label is None and judged.schema is None: return None
+    tables, missing = {"galaxies (ours)": (ids, features)}, ""
     try: imagenet = imagenet_weights(crop=weights.view.crop)
-    except InputError as error: note = str(error)
+    except InputError as error: missing = str(error)
     else:
         tour.say("the same with an ImageNet encoder, to compare")
         chosen = FolderImages(judged.catalog, data.source.root)
         tables["ImageNet"] = represent(imagenet, chosen, tour.out / "representations_imagenet", turns=1, device=tour.device).read_features()
-        note = ""
-    return compare_encoders(judged, tables, tour.settings["seed"]), note
+    table = compare_encoders(judged, tables, tour.settings["seed"])
+    if missing: table.loc[len(table), ["figure", "encoder"]] = ["all", f"ImageNet: {missing}"]
+    return table
 
-# %% ../nbs/98_cli.ipynb #f6672cb1
+# %% ../nbs/98_cli.ipynb #ff14033d
 def run_tour(
     tour: Tour,
     data: TourData,
@@ -487,24 +488,23 @@ def run_tour(
     results["numbers"] += found
     if data.schema is not None and data.truth is None:  # what is compared must not have seen the votes it is judged by
         ids, features = represent(before, pixels, tour.out / "representations_before", device=tour.device).read_features()
-    results["comparison"], note = _compare(tour, data, weights, ids, features)
+    results["comparison"] = _compare(tour, data, weights, ids, features)
     for name in ("class", "anomalies"):
         if name in results: write_parquet(tour.out / f"{name}.parquet", results[name])
-    results["page"] = _write_page(tour, page, data, results, sections, note)
+    results["page"] = _write_page(tour, page, data, results, sections)
     for number in results["numbers"]: tour.say(_told(number))
     if results["comparison"] is not None:
         print(results["comparison"].round(3).to_string(index=False), flush=True)
-    if note: tour.say(note)
     return results
 
-# %% ../nbs/98_cli.ipynb #f44a0427
-def _write_page(tour, page, data, results, sections, note):
+# %% ../nbs/98_cli.ipynb #f7f0959a
+def _write_page(tour, page, data, results, sections):
     "Headline, sections, comparison, checks and how it was made, as one file"
     page.section("In short", "Each number beside what chance or a constant guess reaches on the same galaxies; the bar is its 90% bootstrap interval.")
     page.figures(results["numbers"])
     for section in sections: section()
     if results["comparison"] is not None:
-        page.section("Beside an encoder that never saw a galaxy", "Five-fold cross-validation, the same galaxies and folds for each representation. " + note)
+        page.section("Beside an encoder that never saw a galaxy", "Five-fold cross-validation, the same galaxies and folds for each representation.")
         page.table(results["comparison"], "`chance` is one half for an area, the error of guessing the mean for an error.", ".3f")
     page.section("What the checks found")
     for report in data.reports: page.checks(report)
@@ -512,7 +512,7 @@ def _write_page(tour, page, data, results, sections, note):
                      seed=tour.settings["seed"], versions=dict(python=platform.python_version(), torch=str(torch.__version__), pandas=pd.__version__)))
     return page.write(tour.out / "report.html")
 
-# %% ../nbs/98_cli.ipynb #2206d746
+# %% ../nbs/98_cli.ipynb #e9f6e494
 @_command
 def gz_tour(
     out: str = "gz-tour-out",      # folder of the results
@@ -524,7 +524,7 @@ def gz_tour(
     galaxies: int = 3000,          # how many to simulate
     size: int = 144,               # pixels of the simulated pictures
     encoder: str = "gz-sim-small", # a shipped one, or any of timm
-    minutes: float = 2.5,          # of training
+    minutes: float = 1.5,          # of training
     epochs: int = 0,               # of training, instead of minutes
     seed: int = 0,                 # of everything that is drawn
     device: str = "",              # cpu or cuda; by default the GPU if there is one
@@ -542,7 +542,7 @@ def gz_tour(
     results = run_tour(tour, data, View(TRAIN_SIZE, TRAIN_CROP), encoder, minutes, epochs or None)
     tour.say(f"all of it, with pictures: {results['page']}")
 
-# %% ../nbs/98_cli.ipynb #c06d9b55
+# %% ../nbs/98_cli.ipynb #578279fb
 @_command
 def gz_simulate(
     out: str = "gz-survey",      # folder for pictures and tables
@@ -567,7 +567,10 @@ def gz_check(
     print(f"gz_nbdev {gz_nbdev.__version__}, Python {platform.python_version()}, torch {torch.__version__}, {_machine(torch.device(default_device()))}")
     if not catalog: return
     table = read_catalog(catalog, root=root or None)
-    reports = [check_catalog(table, schema or None, label=label or None)]
-    if "file_loc" in table: reports.append(check_images(FolderImages(table, root or Path(catalog).parent)))
-    for report in reports: print(report)
-    for report in reports: report.raise_errors()
+    report = check_catalog(table, schema or None, label=label or None)
+    print(report)
+    report.raise_errors()
+    if "file_loc" in table:
+        report = check_images(FolderImages(table, root or Path(catalog).parent))
+        print(report)
+        report.raise_errors()
