@@ -21,11 +21,11 @@ from .schema import InputError, near_names
 from .metrics import bootstrap, ranking_metrics
 from .finetune import checked_features
 
-# %% ../nbs/75_anomaly.ipynb #600d037c
+# %% ../nbs/75_anomaly.ipynb #645f0805
 class Scorer:
     "Strangeness of representations: `fit` on normal galaxies (a few strange ones do no harm), then `score` any"
     def __init__(self,
-                 components: int = 32,  # principal components kept
+                 components: int = 64,  # principal components kept: oddities hide in the minor ones
                  seed: int = 0,
                  ):
         self.components, self.seed = components, seed

@@ -34,12 +34,13 @@ def pick_labels(
     chosen = [rng.permutation(np.flatnonzero(rows))[:n] for rows, n in ((labels, positives), (~labels, negatives))]
     return rng.permutation(np.concatenate(chosen))
 
-# %% ../nbs/65_finetune.ipynb #44d23b6a
-def _classifier(labels, seed):
+# %% ../nbs/65_finetune.ipynb #7efa6300
+def _classifier(labels, width, seed):
     "Standardise, reduce, and a logistic regression whose penalty is chosen by cross-validation among `labels`"
     folds = StratifiedKFold(min(5, np.bincount(labels).min()), shuffle=True, random_state=seed)
     penalty = GridSearchCV(LogisticRegression(max_iter=500), {"C": np.logspace(-4, 1, 11)}, cv=folds, scoring="neg_log_loss")
-    return make_pipeline(StandardScaler(), PCA(.99, random_state=seed), penalty)
+    components = min(128, len(labels) - 1, width)
+    return make_pipeline(StandardScaler(), PCA(components, random_state=seed), penalty)
 
 # %% ../nbs/65_finetune.ipynb #b96e3fe3
 def checked_features(
@@ -83,7 +84,7 @@ class FewLabelClassifier:
         log_odds = self.pipeline.decision_function(features)
         return 1 / (1 + np.exp(-(log_odds + _log_odds(self.prevalence) - _log_odds(self.learned))))
 
-# %% ../nbs/65_finetune.ipynb #523087af
+# %% ../nbs/65_finetune.ipynb #5e35f8f2
 def _log_odds(p): return np.log(p / (1 - p))
 
 def fit_class(
@@ -97,7 +98,7 @@ def fit_class(
     learned = labels.mean()
     prevalence = learned if prevalence is None else prevalence
     if not 0 < prevalence < 1: raise InputError(f"the prevalence is a share between 0 and 1, not {prevalence}")
-    return FewLabelClassifier(_classifier(labels, seed).fit(features, labels), learned, prevalence, features.shape[1])
+    return FewLabelClassifier(_classifier(labels, features.shape[1], seed).fit(features, labels), learned, prevalence, features.shape[1])
 
 # %% ../nbs/65_finetune.ipynb #8386143e
 def cross_validate(

@@ -26,15 +26,15 @@ from .schema import InputError, Schema, near_names
 from .store import atomic_write, sha256_file
 from .data import View
 
-# %% ../nbs/35_models.ipynb #20767ed9
+# %% ../nbs/35_models.ipynb #2a3dcfd6
+def shipped_weights() -> list:  # names
+    "Names of the weights that come with the package, for `create_encoder` and `load_weights`"
+    return sorted(p.parent.name for p in (Path(gz_nbdev.__file__).parent / "weights").glob("*/gz.json"))
+
 def _shipped(name) -> Path | None:
     "The folder of weights that come with the package under this name"
     folder = Path(gz_nbdev.__file__).parent / "weights" / str(name)
     return folder if str(name) in shipped_weights() else None
-
-def shipped_weights() -> list:  # names
-    "Names of the weights that come with the package, for `create_encoder` and `load_weights`"
-    return sorted(p.parent.name for p in (Path(gz_nbdev.__file__).parent / "weights").glob("*/gz.json"))
 
 # %% ../nbs/35_models.ipynb #c28a8f7d
 def create_encoder(
