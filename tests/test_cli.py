@@ -175,7 +175,7 @@ def test_simulate_and_check(tmp_path, capsys):
     gz_check(catalog=str(tmp_path / "s" / "catalog.parquet"))
     assert "empty file" in capsys.readouterr().out
     table.iloc[[0, 0]].to_parquet(tmp_path / "twice.parquet")
-    assert "2 rows" in fails(capsys, gz_check, catalog=str(tmp_path / "twice.parquet"), root=str(tmp_path / "s"))
+    assert "id of a row above" in fails(capsys, gz_check, catalog=str(tmp_path / "twice.parquet"), root=str(tmp_path / "s"))
 
 
 def test_settings_are_written_down(toured):
