@@ -212,7 +212,7 @@ def _told(number):
     if "interval" in number: text += f" ({number['interval'][0]:.3f} to {number['interval'][1]:.3f})"
     return text + (f", {number['chance_name']} {number['chance']:.3f}" if "chance" in number else "")
 
-# %% ../nbs/98_cli.ipynb #5fd543e8
+# %% ../nbs/98_cli.ipynb #54ac4f35
 def judge_votes(
     data: TourData,
     predictions: pd.DataFrame,   # table of `predict`
@@ -232,7 +232,7 @@ def judge_votes(
     error, constant = vote_differences(predicted, fractions[rows], asked[rows], schema, reference)
     sums = np.nansum(error, 1), np.nansum(constant, 1)
     ratio = bootstrap(lambda e, c: e.sum() / c.sum(), *sums)
-    return [_number("error of vote fractions, relative to guessing the mean", ratio[0], ratio[1:], 1., "guessing the mean", "lower")], table
+    return [_number("error of vote fractions, relative to guessing the mean", ratio[0], ratio[1:], 1., "mean guess", "lower")], table
 
 # %% ../nbs/98_cli.ipynb #8c2bf120
 def judge_class(
@@ -326,7 +326,7 @@ def judge_anomalies(
     number = _number("mergers, arcs and artefacts: average precision", best.average_precision, (best.lower90, best.upper90), best.base_rate, "base rate")
     return [number], table, report
 
-# %% ../nbs/98_cli.ipynb #4bb1700f
+# %% ../nbs/98_cli.ipynb #380ec4fe
 def _pictures(data: TourData, ids, size=160):
     "Pictures of these galaxies as people see them, (N, 3, size, size) uint8"
     place = pd.Index(data.catalog.id_str)
@@ -341,7 +341,8 @@ def _answers(row, votes, schema):
         best = max(q.columns, key=lambda c: row[f"{c}_fraction"])
         total = votes[q.columns].sum()
         interval = tuple(row[f"{best}_fraction{end}"] for end in ("", "_lower90", "_upper90"))
-        lines.append((best.replace(f"-{q.campaign}_", ": ").replace("_", ": "), interval, f"{votes[best]:.0f}/{total:.0f}"))
+        said = (votes[best], total) if total else "not asked"
+        lines.append((best.replace(f"-{q.campaign}_", ": ").replace("_", ": "), interval, said))
     return lines
 
 # %% ../nbs/98_cli.ipynb #c0fb634a
