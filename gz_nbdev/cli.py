@@ -56,14 +56,13 @@ def _command(run):
         raise SystemExit(code)
     return call_parse(command)
 
-# %% ../nbs/98_cli.ipynb #5aabc77b
+# %% ../nbs/98_cli.ipynb #b01394eb
 @dataclass
 class Tour:
     "One run of the road: where its results are and what it was asked"
     out: Path                                       # folder of the results
     settings: dict                                  # what was asked; another question needs another folder
     device: torch.device
-    log: list = field(default_factory=list)         # what was done, stage by stage
     began: float = field(default_factory=time.perf_counter)
 
     def say(self, text):
@@ -200,17 +199,15 @@ def _machine(device):
     "The device in words"
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
 
-# %% ../nbs/98_cli.ipynb #5e958a0d
-def _number(name, value, interval=None, chance=None, chance_name="chance", better="higher", target=None, note=""):
+# %% ../nbs/98_cli.ipynb #aa5202f7
+def _number(name, value, interval, chance, chance_name="chance", better="higher"):
     "A record that `Page.figures` draws and `_told` says"
-    return {k: v for k, v in dict(name=name, value=float(value), interval=interval and tuple(map(float, interval)), chance=chance,
-                                  chance_name=chance_name, better=better, target=target, note=note).items() if v is not None}
+    return dict(name=name, value=float(value), interval=tuple(map(float, interval)), chance=float(chance), chance_name=chance_name, better=better)
 
 def _told(number):
     "A record as one line"
-    text = f"{number['name']}: {number['value']:.3f}"
-    if "interval" in number: text += f" ({number['interval'][0]:.3f} to {number['interval'][1]:.3f})"
-    return text + (f", {number['chance_name']} {number['chance']:.3f}" if "chance" in number else "")
+    low, high = number["interval"]
+    return f"{number['name']}: {number['value']:.3f} ({low:.3f} to {high:.3f}), {number['chance_name']} {number['chance']:.3f}"
 
 # %% ../nbs/98_cli.ipynb #54ac4f35
 def judge_votes(
@@ -234,13 +231,13 @@ def judge_votes(
     ratio = bootstrap(lambda e, c: e.sum() / c.sum(), *sums)
     return [_number("error of vote fractions, relative to guessing the mean", ratio[0], ratio[1:], 1., "mean guess", "lower")], table
 
-# %% ../nbs/98_cli.ipynb #8c2bf120
+# %% ../nbs/98_cli.ipynb #a0fadf7d
 def judge_class(
     data: TourData,
     ids, features,         # representations of the catalog
     positives: int = 50,   # labels of the class, and as many others
     seed: int = 0,
-) -> tuple:                # list of numbers; DataFrame id_str, probability, judged; note
+) -> tuple:                # list of numbers; DataFrame id_str, probability, judged, label
     "Learn the label from few labels of the training half, and judge on the other half"
     where = pd.Index(ids).get_indexer(data.catalog.id_str)
     here = where >= 0
@@ -374,11 +371,11 @@ def _vote_section(page, data, predictions, table, numbers, history):
         page.figure(plot_history(pd.read_csv(history, index_col=0)), "Loss and error as training went; the validation galaxies chose nothing.",
                     "Training and validation loss falling with the epochs")
 
-# %% ../nbs/98_cli.ipynb #9090e5c4
-def _class_section(page, data, table, numbers):
+# %% ../nbs/98_cli.ipynb #2773fd1b
+def _class_section(page, data, table, numbers, wanted):
     "The class: best finds, ROC curve, curve against strength"
-    page.section(f"Finding {data.label}s from a hundred labels", "Fifty of the class and fifty others taught a small classifier on the representations. "
-                 "Shown are the finds of the judged half, best first.")
+    page.section(f"Finding {data.label}s from {2 * wanted} labels", f"{wanted} of the class and {wanted} others taught a small classifier on the "
+                 "representations. Shown are the finds of the judged half, best first.")
     judged = table[table.judged]
     best = judged.nlargest(12, "probability")
     page.gallery(_pictures(data, best.id_str), [f"{r.id_str}\n{r.probability:.2f} · {data.label if r.label else 'not labelled ' + data.label}" for r in best.itertuples()])
@@ -454,7 +451,7 @@ def _compare(tour, data, weights, ids, features):
     if missing: table.loc[len(table), ["figure", "encoder"]] = ["all", f"ImageNet: {missing}"]
     return table
 
-# %% ../nbs/98_cli.ipynb #ff14033d
+# %% ../nbs/98_cli.ipynb #c0699486
 def run_tour(
     tour: Tour,
     data: TourData,
@@ -481,7 +478,7 @@ def run_tour(
     if data.label is not None:
         tour.say(f"find {data.label} from {2 * wanted} labels")
         found, results["class"] = judge_class(data, ids, features, wanted, seed)
-        sections.append(functools.partial(_class_section, page, data, results["class"], found))
+        sections.append(functools.partial(_class_section, page, data, results["class"], found, wanted))
         results["numbers"] += found
     tour.say("rank the strange")
     found, results["anomalies"], report = judge_anomalies(data, ids, features, seed)
