@@ -6,7 +6,9 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['vote_differences', 'mean_fractions', 'vote_errors', 'confident_accuracy', 'rank_weighted_score', 'ranking_metrics',
-           'bootstrap', 'calibration_error']
+           'bootstrap', 'calibration_error', 'fraction_ranks', 'count_ranks', 'coverage', 'plot_coverage',
+           'plot_reliability', 'draw_counts', 'fraction_calibration', 'mixture_nll', 'constant_concentrations',
+           'votes_score', 'compare_predictors', 'with_intervals', 'kaggle_fractions', 'kaggle_rmse']
 
 # %% ../nbs/32_metrics.ipynb #f2c3f9f9
 import warnings
@@ -14,9 +16,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import betainc, betaln, digamma, gammaln, logsumexp, softmax
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from .schema import InputError, Schema
+from .catalog import _hart16_columns
+from .schema import PALETTE, InputError, Schema, get_schema
 
 # %% ../nbs/32_metrics.ipynb #07a4c894
 def vote_differences(
@@ -144,3 +149,445 @@ def calibration_error(
     label, probability = np.asarray(label, float), np.asarray(probability, float)
     groups = np.array_split(np.argsort(probability, kind="stable"), bins)
     return float(sum(len(g) * abs(label[g].mean() - probability[g].mean()) for g in groups if len(g)) / len(label))
+
+# %% ../nbs/32_metrics.ipynb #6608d5c7
+def _sums(x, schema):    # (..., answers) -> (..., questions)
+    "Added up over the answers of each question"
+    return np.add.reduceat(x, [q.slice.start for q in schema.questions], axis=-1)
+
+def _spread(x, schema):  # (..., questions) -> (..., answers)
+    "Once for every answer of the question"
+    return np.repeat(x, [len(q.answers) for q in schema.questions], axis=-1)
+
+def _where(bad, schema) -> str:
+    "How many entries are `bad`, and where the first stands"
+    row, answer = np.argwhere(bad)[0][-2:]
+    return f"{bad.sum():,} of {bad.size:,}; the first: galaxy {row}, {schema.columns[answer]}"
+
+# %% ../nbs/32_metrics.ipynb #188745ac
+def _check_concentrations(concentrations, galaxies, schema) -> np.ndarray:
+    "As float64, (members, galaxies, answers)"
+    a, answers = np.asarray(concentrations, float), len(schema.columns)
+    if not 1 <= a.ndim <= 3 or a.shape[-1] != answers or (a.ndim > 1 and a.shape[-2] != galaxies) or not a.size:
+        raise InputError(f"concentrations of shape {a.shape}: expected (members, {galaxies}, {answers}), or without "
+                         f"members, for {galaxies} galaxies and the {answers} answers of schema {schema.name!r}")
+    a = np.broadcast_to(a, (a.shape[0] if a.ndim == 3 else 1, galaxies, answers))
+    bad = ~(np.isfinite(a) & (a > 0))
+    if bad.any(): raise InputError(f"Concentrations must be finite and above 0 ({_where(bad, schema)}): was the network's "
+                                   "raw output meant (losses.to_concentrations), or did its training diverge?")
+    return a
+
+def _check_votes(votes, schema) -> np.ndarray:
+    "As float64, (galaxies, answers), 0 for NaN"
+    k = np.array(votes, float)
+    k[np.isnan(k)] = 0
+    if k.ndim != 2 or k.shape[1] != len(schema.columns):
+        raise InputError(f"votes of shape {k.shape}: expected (galaxies, {len(schema.columns)}), a column for each "
+                         f"answer of schema {schema.name!r}")
+    bad = ~np.isfinite(k) | (k < 0) | (k != np.floor(k))
+    if bad.any(): raise InputError(f"Votes are whole numbers from 0 ({_where(bad, schema)}): fractions become votes "
+                                   "with Schema.expected_votes and rounding")
+    if not k.any(): raise InputError(f"nobody answered anything about these {len(k)} galaxies: there is nothing to compare with")
+    return k
+
+def _check_true(true, galaxies, schema) -> np.ndarray:
+    "As float64, (galaxies, answers), NaN where it is not known"
+    true = np.asarray(true, float)
+    if true.shape != (galaxies, len(schema.columns)):
+        raise InputError(f"true fractions of shape {true.shape}: expected ({galaxies}, {len(schema.columns)})")
+    bad = (true < 0) | (true > 1)
+    if bad.any(): raise InputError(f"True fractions lie in 0..1 ({_where(bad, schema)}): are these votes?")
+    return true
+
+# %% ../nbs/32_metrics.ipynb #dbf88235
+def fraction_ranks(
+    concentrations,   # (members, galaxies, answers), or without members, or (answers,): the same for every galaxy
+    true,             # (galaxies, answers) true fractions p; NaN where not known
+    schema: Schema,   # the decision tree of the columns
+    seed: int = 0,    # of the draw for fractions that round to 0 or 1
+) -> np.ndarray:      # (galaxies, answers) in 0..1; NaN where `true` is
+    "How much of the predicted distribution lies below the true fraction: uniform if the prediction is calibrated"
+    true = _check_true(true, len(np.atleast_1d(true)), schema)
+    a = _check_concentrations(concentrations, len(true), schema)
+    rest = _spread(_sums(a, schema), schema) - a
+    def below(x): return np.mean([betainc(*pair, x) for pair in zip(a, rest)], axis=0)
+    low, high = true < _TINY, true > 1 - _TINY
+    ranks, drawn = below(np.clip(true, _TINY, 1 - _TINY)), np.random.default_rng(seed).uniform(size=true.shape)
+    return np.where(low, ranks * drawn, np.where(high, 1 - (1 - ranks) * drawn, ranks))
+
+_TINY = 1e-8  # fractions nearer to 0 or 1 are 0 or 1
+
+# %% ../nbs/32_metrics.ipynb #64361fbe
+def _log_betabinom(k, n, a, b):
+    "Log probability of `k` of `n` under a beta-binomial"
+    return -betaln(k + 1, n - k + 1) - np.log(n + 1) + betaln(k + a, n - k + b) - betaln(a, b)
+
+def count_ranks(
+    concentrations,   # as in `fraction_ranks`
+    votes,            # (galaxies, answers) counts
+    schema: Schema,   # the decision tree of the columns
+    seed: int = 0,    # of the draw within each step
+) -> np.ndarray:      # (galaxies, answers) in 0..1; NaN where nobody was asked
+    "Randomised rank of each count in its predicted distribution: uniform if the prediction is calibrated"
+    k = _check_votes(votes, schema)
+    a = _check_concentrations(concentrations, len(k), schema)
+    n, rest = _spread(_sums(k, schema), schema), _spread(_sums(a, schema), schema) - a
+    asked = n > 0
+    k, n, a, rest = k[asked].astype(int), n[asked], a[:, asked], rest[:, asked]
+    start = np.concatenate([[0], np.cumsum(k + 1)[:-1]])       # every count 0..k of every entry, one after the other
+    entry = np.repeat(np.arange(len(k)), k + 1)
+    upward = np.arange(len(entry)) - start[entry]
+    chance = np.mean([np.exp(_log_betabinom(upward, n[entry], b[entry], c[entry])) for b, c in zip(a, rest)], axis=0)
+    up_to, at = np.add.reduceat(chance, start), chance[start + k]
+    ranks = np.full(asked.shape, np.nan)
+    ranks[asked] = np.clip(up_to - at * np.random.default_rng(seed).uniform(size=len(k)), 0, 1)
+    return ranks
+
+# %% ../nbs/32_metrics.ipynb #85687725
+def _ratios(
+    top,                # (galaxies, questions) what is counted or added
+    bottom,             # (galaxies, questions) out of what
+    draws: int,         # resamplings of the galaxies
+    level: float = .9,  # probability inside the interval
+    seed: int = 0,
+) -> np.ndarray:        # (questions, 3): sum of `top` over sum of `bottom`, lower, upper; NaN where `bottom` is 0
+    "Ratios of sums over galaxies, with percentile bootstrap intervals"
+    rng, n = np.random.default_rng(seed), len(top)
+    weights = np.stack([np.ones(n), *(np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(draws))])
+    with np.errstate(invalid="ignore", divide="ignore"): values = (weights @ top) / (weights @ bottom)
+    values[~np.isfinite(values)] = np.nan
+    out = np.full((top.shape[1], 3), np.nan)
+    for i in np.flatnonzero(bottom.sum(0) > 0):
+        out[i] = values[0, i], *np.nanquantile(values[1:, i], [(1 - level) / 2, (1 + level) / 2])
+    return out
+
+def _with_all(x): return np.concatenate([x, x.sum(1, keepdims=True)], 1)
+
+# %% ../nbs/32_metrics.ipynb #eb616a7d
+def coverage(
+    ranks,                # (galaxies, answers) from `fraction_ranks` or `count_ranks`
+    asked,                # (galaxies, questions) how many volunteers were asked
+    schema: Schema,       # the decision tree of the columns
+    level: float = .9,    # probability inside the predicted, equal-tailed interval
+    min_asked: int = 5,   # galaxies with fewer answers to a question do not count for it
+    draws: int = 500,     # bootstrap resamplings of the galaxies
+    seed: int = 0,
+) -> pd.DataFrame:        # one row a question and a last row "all": galaxies, coverage, lower90, upper90
+    "The share of galaxies and answers that the predicted intervals hold, with a 90% bootstrap interval"
+    ranks, known = _check_ranks(ranks, asked, schema, min_asked)
+    inside = known & (abs(2 * ranks - 1) <= level)
+    seen = np.maximum.reduceat(known, [q.slice.start for q in schema.questions], axis=1)
+    rows = _ratios(_with_all(_sums(inside.astype(float), schema)), _with_all(_sums(known.astype(float), schema)), draws, seed=seed)
+    table = pd.DataFrame(rows, [q.name for q in schema.questions] + ["all"], ["coverage", "lower90", "upper90"])
+    table.insert(0, "galaxies", [*seen.sum(0), seen.any(1).sum()])
+    return table
+
+def _check_ranks(ranks, asked, schema, min_asked) -> tuple:
+    "Ranks, and which of them count"
+    ranks, asked = np.asarray(ranks, float), np.asarray(asked, float)
+    if ranks.shape != (len(asked), len(schema.columns)) or asked.shape != (len(ranks), len(schema.questions)):
+        raise InputError(f"ranks of shape {ranks.shape} and asked {asked.shape}: expected (galaxies, {len(schema.columns)}) and "
+                         f"(galaxies, {len(schema.questions)}) for schema {schema.name!r}")
+    known = np.isfinite(ranks) & _spread(asked >= min_asked, schema)
+    if not known.any(): raise InputError(f"no question has a rank and {min_asked} or more answers for any of the {len(ranks)} "
+                                         "galaxies: there is nothing to compare with")
+    return ranks, known
+
+# %% ../nbs/32_metrics.ipynb #4841085b
+def _panels(titles, width: float = 2.5, height: float = 2.7, ncols: int = 4):
+    "Small plots in the look of the house, one for each title"
+    import matplotlib.pyplot as plt
+    ncols = min(ncols, len(titles))
+    nrows = -(-len(titles) // ncols)
+    look = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": ".7", "grid.alpha": .4}
+    with plt.rc_context(look):
+        fig, axes = plt.subplots(nrows, ncols, figsize=(width * ncols, height * nrows), dpi=80, layout="constrained",
+                                 squeeze=False)
+    plt.close(fig)  # a notebook would show it twice
+    axes = axes.ravel()
+    for ax in axes[len(titles):]: ax.remove()
+    for place, (ax, title) in enumerate(zip(axes, titles)):
+        ax.plot([0, 1], [0, 1], color=".45", ls=":", lw=1.2)
+        ax.set(xlim=(0, 1), ylim=(0, 1.01), xticks=[0, .5, 1], yticks=[0, .5, 1])
+        ax.set_title(title, loc="left", size=9)
+        if place % ncols: ax.set_yticklabels([])
+        if place + ncols < len(titles): ax.set_xticklabels([])
+    return fig, axes[:len(titles)]
+
+def _questions_to_show(known, schema) -> list:
+    "Questions with anything to show, and how they are called: without the campaign where there is only one"
+    campaigns = {q.campaign for q in schema.questions}
+    return [(i, q, q.text if len(campaigns) == 1 else q.name) for i, q in enumerate(schema.questions) if known[:, q.slice].any()]
+
+# %% ../nbs/32_metrics.ipynb #0f887bda
+def plot_coverage(
+    ranks: dict,          # name of a predictor: its ranks, (galaxies, answers), from `fraction_ranks` or `count_ranks`
+    asked,                # (galaxies, questions) how many volunteers were asked
+    schema: Schema,       # the decision tree of the columns
+    min_asked: int = 5,   # galaxies with fewer answers to a question do not count for it
+    draws: int = 200,     # bootstrap resamplings of the galaxies
+    seed: int = 0,
+):                        # matplotlib figure
+    "Share inside the predicted interval against its nominal level, a plot each question; shaded: 90% bootstrap intervals"
+    checked = {name: _check_ranks(rank, asked, schema, min_asked) for name, rank in ranks.items()}
+    shown = _questions_to_show(np.any([known for _, known in checked.values()], axis=0), schema)
+    fig, axes = _panels([title for *_, title in shown])
+    levels = np.linspace(0, 1, 41)
+    for (name, (rank, known)), colour in zip(checked.items(), PALETTE):
+        for ax, (_, q, _) in zip(axes, shown):
+            here = known[:, q.slice].sum(1)
+            spread = np.where(known[:, q.slice], abs(2 * rank[:, q.slice] - 1), np.inf)
+            inside = (spread[:, :, None] <= levels).sum(1)
+            value, lower, upper = _ratios(inside, here[:, None].repeat(len(levels), 1), draws, seed=seed).T
+            ax.fill_between(levels, lower, upper, color=colour, alpha=.25, lw=0)
+            ax.plot(levels, value, color=colour, lw=1.6, label=name)
+    for ax, (i, q, _) in zip(axes, shown):
+        n = max(known[:, q.slice].any(1).sum() for _, known in checked.values())
+        ax.text(.97, .04, f"{n:,} galaxies", ha="right", size=8, color=".35", transform=ax.transAxes)
+    axes[0].legend(frameon=False, fontsize=8, loc="upper left", handlelength=1.2, borderaxespad=.1)
+    fig.supxlabel("predicted interval holds", size=10)
+    fig.supylabel("share found inside", size=10)
+    return fig
+
+# %% ../nbs/32_metrics.ipynb #3f705b2d
+def _expected(a, schema): return (a / _spread(_sums(a, schema), schema)).mean(0)  # (members, galaxies, answers) -> (galaxies, answers)
+
+def _bins(expected, asked, bins) -> np.ndarray:
+    "Which of `bins` of equal number each entry falls into; -1 where nobody was asked"
+    place = np.full(expected.shape, -1)
+    place[asked] = np.argsort(np.argsort(expected[asked], kind="stable"), kind="stable") * bins // max(asked.sum(), 1)
+    return place
+
+def plot_reliability(
+    concentrations,       # as in `fraction_ranks`; expected fractions above 0 will do
+    votes,                # (galaxies, answers) counts
+    schema: Schema,       # the decision tree of the columns
+    bins: int = 10,       # of equal number of galaxies and answers
+    draws: int = 200,     # bootstrap resamplings of the galaxies
+    seed: int = 0,
+):                        # matplotlib figure
+    "Volunteers' mean fraction against the expected one, a plot each question; shaded: 90% bootstrap intervals"
+    k = _check_votes(votes, schema)
+    expected = _expected(_check_concentrations(concentrations, len(k), schema), schema)
+    n = _spread(_sums(k, schema), schema)
+    shown = _questions_to_show(n > 0, schema)
+    fig, axes = _panels([title for *_, title in shown])
+    for ax, (_, q, _) in zip(axes, shown):
+        m, weight, said = (x[:, q.slice] for x in (expected, n, k))
+        here = _bins(m, weight > 0, bins)[:, :, None] == np.arange(bins)
+        top, bottom, middle = ((x[:, :, None] * here).sum(1) for x in (said, weight, weight * m))
+        value, lower, upper = _ratios(top, bottom, draws, seed=seed).T
+        x = middle.sum(0) / np.maximum(bottom.sum(0), 1)
+        use = np.isfinite(value)
+        height, edges = np.histogram(m[weight > 0], np.linspace(0, 1, 21))
+        ax.bar(edges[:-1], .25 * height / height.max(), .05, align="edge", color=".85", lw=0, zorder=0)
+        ax.fill_between(x[use], lower[use], upper[use], color=PALETTE[0], alpha=.3, lw=0)
+        ax.plot(x[use], value[use], color=PALETTE[0], lw=1.4, marker="o", ms=3)
+        ax.text(.03, .93, f"{(weight > 0).any(1).sum():,} galaxies", size=8, color=".35", transform=ax.transAxes)
+    fig.supxlabel("expected fraction", size=10)
+    fig.supylabel("fraction of volunteers", size=10)
+    return fig
+
+# %% ../nbs/32_metrics.ipynb #6d52f368
+def draw_counts(
+    concentrations,   # as in `fraction_ranks`
+    asked,            # (galaxies, questions) how many volunteers are asked
+    schema: Schema,   # the decision tree of the columns
+    seed: int = 0,    # of the draw
+) -> np.ndarray:      # (galaxies, answers) counts
+    "Votes as the prediction expects them: a member, then fractions from its Dirichlet distribution, then votes"
+    asked = np.asarray(asked).astype(int)
+    if asked.ndim != 2 or asked.shape[1] != len(schema.questions) or (asked < 0).any():
+        raise InputError(f"asked of shape {asked.shape}: expected (galaxies, {len(schema.questions)}), whole numbers from 0")
+    a, rng = _check_concentrations(concentrations, len(asked), schema), np.random.default_rng(seed)
+    a = a[rng.integers(0, len(a), len(asked)), np.arange(len(asked))]
+    logs = np.log(rng.standard_gamma(a + 1)) + np.log1p(-rng.uniform(size=a.shape)) / a   # holds for tiny a too
+    counts = np.zeros(a.shape, dtype=int)
+    for i, q in enumerate(schema.questions): counts[:, q.slice] = rng.multinomial(asked[:, i], softmax(logs[:, q.slice], -1))
+    return counts
+
+# %% ../nbs/32_metrics.ipynb #e78bfb22
+def _fraction_ece(expected, k, n, schema, bins) -> np.ndarray:   # (questions + 1): the last over all, weighted by votes
+    "Mean over answers and bins of |mean expected - mean observed|, weighted by votes"
+    gaps = np.zeros(k.shape[1])
+    off = n * expected - k
+    for i in range(k.shape[1]):
+        place = _bins(expected[:, i], n[:, i] > 0, bins)
+        gaps[i] = abs(np.bincount(place + 1, off[:, i], bins + 1)[1:]).sum()
+    top, bottom = _sums(gaps, schema), _sums(n.sum(0), schema)
+    with np.errstate(invalid="ignore"): return np.append(top, top.sum()) / np.append(bottom, bottom.sum())
+
+def fraction_calibration(
+    concentrations,       # as in `fraction_ranks`
+    votes,                # (galaxies, answers) counts
+    schema: Schema,       # the decision tree of the columns
+    bins: int = 10,       # of equal number of galaxies, for each answer
+    draws: int = 20,      # surveys simulated from the prediction
+    seed: int = 0,
+) -> pd.DataFrame:        # one row a question and a last row "all": ece, ece_if_perfect, ece_if_perfect_upper95
+    "Expected calibration error of the fractions, beside that of surveys in which the prediction is the truth"
+    k = _check_votes(votes, schema)
+    a = _check_concentrations(concentrations, len(k), schema)
+    expected, asked = _expected(a, schema), _sums(k, schema)
+    n = _spread(asked, schema)
+    perfect = [_fraction_ece(expected, draw_counts(a, asked, schema, seed + i), n, schema, bins) for i in range(draws)]
+    columns = dict(ece=_fraction_ece(expected, k, n, schema, bins), ece_if_perfect=np.mean(perfect, 0),
+                   ece_if_perfect_upper95=np.quantile(perfect, .95, axis=0))
+    return pd.DataFrame(columns, [q.name for q in schema.questions] + ["all"])
+
+# %% ../nbs/32_metrics.ipynb #7495da65
+def mixture_nll(
+    concentrations,   # as in `fraction_ranks`
+    votes,            # (galaxies, answers) counts
+    schema: Schema,   # the decision tree of the columns
+) -> np.ndarray:      # (galaxies, questions), nats; 0 where nobody was asked
+    "Negative log-likelihood of the votes on each question under the equal mixture of the members' Dirichlet-multinomials"
+    k = _check_votes(votes, schema)
+    a = _check_concentrations(concentrations, len(k), schema)
+    n = _sums(k, schema)
+    log_orders = gammaln(n + 1) - _sums(gammaln(k + 1), schema)
+    total = _sums(a, schema)
+    log_urn = gammaln(total) - gammaln(n + total) + _sums(gammaln(k + a) - gammaln(a), schema)
+    return np.where(n > 0, np.log(len(a)) - log_orders - logsumexp(log_urn, axis=0), 0)
+
+# %% ../nbs/32_metrics.ipynb #c28d2e7c
+def constant_concentrations(
+    votes,            # (galaxies, answers) counts, of the galaxies that trained
+    schema: Schema,   # the decision tree of the columns
+) -> np.ndarray:      # (answers,); 1 for the answers of a question that nobody was asked
+    "The best concentrations that are the same for every galaxy (maximum likelihood of the Dirichlet-multinomial)"
+    k = _check_votes(votes, schema)
+    return np.concatenate([_best_constant(k[:, q.slice]) for q in schema.questions])
+
+def _best_constant(k) -> np.ndarray:
+    "Maximum likelihood for one question, from the mean fractions and a little confidence"
+    k, times = np.unique(k[k.sum(1) > 0], axis=0, return_counts=True)
+    if not len(k): return np.ones(k.shape[1])
+    n = k.sum(1)
+    def loss(log_a):  # and its gradient
+        a = np.exp(log_a)
+        total = a.sum()
+        nll = gammaln(n + total) - gammaln(total) - (gammaln(k + a) - gammaln(a)).sum(1)
+        slope = (digamma(n + total) - digamma(total))[:, None] - (digamma(k + a) - digamma(a))
+        return times @ nll / times.sum(), times @ slope * a / times.sum()
+    share = (times @ k + 1) / (times @ k + 1).sum()
+    fit = minimize(loss, np.log(5 * share), jac=True, method="L-BFGS-B", bounds=[(np.log(1e-3), np.log(1e5))] * k.shape[1])
+    return np.exp(fit.x)
+
+# %% ../nbs/32_metrics.ipynb #f80c0e12
+def _sums_by_galaxy(a, k, schema, true, seed) -> dict:   # metric: (top, bottom), each (galaxies, questions)
+    "What every metric adds up over galaxies, and what it is divided by"
+    n = _sums(k, schema)
+    starts = [q.slice.start for q in schema.questions]
+    expected, observed = _expected(a, schema), k / _spread(np.maximum(n, 1), schema)
+    likeliest, said = (np.stack([x[:, q.slice].argmax(1) for q in schema.questions], 1) for x in (expected, observed))
+    sure = (n >= 5) & (np.maximum.reduceat(observed, starts, axis=1) > .8)
+    answers = np.array([len(q.answers) for q in schema.questions])
+    def inside(ranks): return _sums((abs(2 * ranks - 1) <= .9).astype(float), schema), _sums(np.isfinite(ranks).astype(float), schema)
+    sums = dict(nll=(mixture_nll(a, k, schema), (n > 0).astype(float)),
+                deviation=(n * _sums(abs(expected - observed), schema), n * answers),
+                accuracy=((sure & (likeliest == said)).astype(float), sure.astype(float)),
+                covered_counts=inside(count_ranks(a, k, schema, seed)))
+    if true is not None:
+        known = np.where(_spread(n > 0, schema), true, np.nan)
+        sums["covered_fractions"] = inside(fraction_ranks(a, known, schema))
+    return sums
+
+def votes_score(
+    concentrations,       # as in `fraction_ranks`
+    votes,                # (galaxies, answers) counts
+    schema: Schema,       # the decision tree of the columns
+    true=None,            # (galaxies, answers) true fractions p, where they are known
+    draws: int = 200,     # bootstrap resamplings of the galaxies
+    seed: int = 0,
+) -> pd.DataFrame:        # one row a question and a last row "all": galaxies, and each metric with lower90 and upper90
+    "How good predicted concentrations are, for each question: likelihood, deviation, accuracy, calibration, coverage"
+    k = _check_votes(votes, schema)
+    a = _check_concentrations(concentrations, len(k), schema)
+    asked = _sums(k, schema) > 0
+    table = pd.DataFrame({"galaxies": [*asked.sum(0), asked.any(1).sum()]}, [q.name for q in schema.questions] + ["all"])
+    for name, (top, bottom) in _sums_by_galaxy(a, k, schema, true, seed).items():
+        bottom = np.concatenate([bottom, asked.any(1)[:, None]], 1) if name == "nll" else _with_all(bottom)
+        table[[name, f"{name}_lower90", f"{name}_upper90"]] = _ratios(_with_all(top), bottom, draws, seed=seed)
+    return table.join(fraction_calibration(a, k, schema, seed=seed))
+
+# %% ../nbs/32_metrics.ipynb #5501045b
+def compare_predictors(
+    predictors: dict,     # name: concentrations, as in `fraction_ranks`; the first is what the others are measured against
+    votes,                # (galaxies, answers) counts
+    schema: Schema,       # the decision tree of the columns
+    true=None,            # (galaxies, answers) true fractions p, where they are known
+    draws: int = 200,     # bootstrap resamplings of the galaxies
+    seed: int = 0,
+) -> pd.DataFrame:        # rows (question, predictor); the columns of `votes_score`, and `gain` with its interval
+    "`votes_score` of several predictors on the same galaxies, and the nats that each gains on the first"
+    if not predictors: raise InputError("there is no predictor to compare: give {name: concentrations}")
+    asked = _with_all(schema.totals(np.asarray(votes, float))) > 0
+    tables, first = {}, None
+    for name, concentrations in predictors.items():
+        nll = _with_all(mixture_nll(concentrations, votes, schema))
+        first = nll if first is None else first
+        tables[name] = votes_score(concentrations, votes, schema, true, draws, seed)
+        tables[name][["gain", "gain_lower90", "gain_upper90"]] = _ratios(first - nll, asked.astype(float), draws, seed=seed)
+    both = pd.concat(tables, names=["predictor", "question"]).swaplevel()
+    return both.reindex([(q, name) for q in tables[name].index for name in tables])
+
+def with_intervals(
+    table: pd.DataFrame,   # with columns `x`, `x_lower90`, `x_upper90`
+    digits: int = 3,       # after the point
+) -> pd.DataFrame:         # text where there is an interval: "0.613 (0.598 to 0.630)"
+    "A table to read: each number and its interval in one cell"
+    def cell(values): return "" if np.isnan(values.iloc[0]) else "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*values, d=digits)
+    out = {}
+    for name in table:
+        if f"{name}_lower90" in table: out[name] = table[[name, f"{name}_lower90", f"{name}_upper90"]].apply(cell, axis=1)
+        elif not name.endswith(("_lower90", "_upper90")): out[name] = table[name].round(digits)
+    return pd.DataFrame(out)
+
+# %% ../nbs/32_metrics.ipynb #31bc6351
+def kaggle_fractions(
+    fractions,        # (galaxies, answers) in the order of schema "hart16"; NaN where nobody gets to the question
+    schema: Schema,   # must be "hart16"
+) -> pd.DataFrame:    # columns Class1.1 .. Class11.6
+    "Fractions of the Galaxy Zoo 2 tree as the 37 numbers of the Kaggle challenge"
+    hart16 = get_schema("hart16")
+    if schema.columns != hart16.columns:
+        raise InputError(f"the challenge follows the tree of Galaxy Zoo 2 with odd features, schema 'hart16': {schema.name!r} is another")
+    fractions = _check_true(fractions, len(fractions), schema)
+    reached = np.array(schema.proportion_asked(fractions))
+    names = [q.text for q in schema.questions]
+    reached[:, names.index("something-odd")] = 1
+    reached[:, names.index("odd-feature")] = fractions[:, schema.columns.index("something-odd-gz2_yes")]
+    reached = _spread(reached, schema)
+    numbers = np.where(reached > 0, fractions * reached, 0)
+    return pd.DataFrame(numbers, columns=schema.columns)[list(_kaggle_columns())].rename(columns=_kaggle_columns())
+
+def _kaggle_columns() -> dict:   # our column: theirs, in their order
+    "Task and place among its answers, as the challenge numbers them"
+    tasks = {}
+    for (task, answer), column in sorted(_hart16_columns().items()): tasks.setdefault(int(task[1:]), []).append(column)
+    return {column: f"Class{task}.{place}" for task, columns in tasks.items() for place, column in enumerate(columns, 1)}
+
+# %% ../nbs/32_metrics.ipynb #ac180df4
+def kaggle_rmse(
+    predicted,         # (galaxies, 37) from `kaggle_fractions`
+    solutions,         # (galaxies, 37) or a table with Class1.1 .. Class11.6, the same galaxies in the same order
+    draws: int = 200,  # bootstrap resamplings of the galaxies
+    seed: int = 0,
+) -> tuple:            # root mean square error, lower, upper (90%)
+    "The score of the Kaggle galaxy challenge; the winner reached .07492 (Dieleman et al. 2015)"
+    columns = list(_kaggle_columns().values())
+    tables = []
+    for x in (predicted, solutions):
+        if isinstance(x, pd.DataFrame):
+            missing = [c for c in columns if c not in x]
+            if missing: raise InputError(f"the table lacks {missing[0]} and {len(missing) - 1} more of the 37 columns of the challenge")
+            x = x[columns]
+        tables.append(np.asarray(x, float))
+    predicted, solutions = tables
+    if predicted.shape != solutions.shape or predicted.shape[1:] != (37,):
+        raise InputError(f"predictions of shape {predicted.shape} for solutions of shape {solutions.shape}: expected (galaxies, 37) for both")
+    square = ((predicted - solutions) ** 2).mean(1)
+    if not np.isfinite(square).all():
+        raise InputError(f"{(~np.isfinite(square)).sum()} galaxies have a number that is not finite, the first in row {(~np.isfinite(square)).argmax()}")
+    return bootstrap(lambda s: np.sqrt(s.mean()), square, draws=draws, seed=seed)
