@@ -11,6 +11,7 @@ __all__ = ['shipped_weights', 'create_encoder', 'GalaxyModel', 'pooled_features'
 # %% ../nbs/35_models.ipynb #6942c7db
 import copy
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,27 @@ class Weights:
     def hash(self) -> str:
         "Short name of these exact weights, from their checksums"
         return self.info["sha256"]["model.safetensors"][:12]
+    @property
+    def temperature(self) -> list | None:
+        "One factor a question for its concentrations, fitted on validation galaxies; None where none was"
+        return self.info.get("temperature")
+
+# %% ../nbs/35_models.ipynb #8c86a216
+def _check_temperature(temperature, schema: Schema | None, where: str) -> list | None:
+    "`temperature` as plain numbers, if there is one factor above 0 for each question"
+    if temperature is None: return None
+    if schema is None:
+        raise InputError(f"{where}: a temperature belongs to questions, and these weights answer none")
+    try: factors = [float(factor) for factor in temperature]
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: the temperature {temperature!r} is not a list of numbers") from None
+    if len(factors) != len(schema.questions):
+        raise InputError(f"{where}: {len(factors)} temperatures for the {len(schema.questions)} questions of schema "
+                         f"{schema.name!r}")
+    for factor, question in zip(factors, schema.questions):
+        if not 0 < factor < math.inf:
+            raise InputError(f"{where}: the temperature of {question.name} is {factor}, but must be a number above 0")
+    return factors
 
 # %% ../nbs/35_models.ipynb #26b1ae41
 def _card(info, about):
@@ -105,9 +127,11 @@ def save_weights(
     metrics: dict | None = None,       # figures by name, for the card
     about: str = "",                   # what it was trained on, and its limits, for the card
     half: bool = False,                # store float16: half the size, for what is shipped
+    temperature=None,                  # one factor a question for its concentrations, from `fit_temperature`
 ) -> Path:                             # the folder
     "Write a weights folder that `load_weights` and timm both read; nothing is pickled"
     folder = Path(folder)
+    temperature = _check_temperature(temperature, schema, str(folder))
     fresh = folder.with_name(folder.name + ".writing")
     shutil.rmtree(fresh, ignore_errors=True)
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)  # training may have laid it out otherwise
@@ -119,7 +143,8 @@ def save_weights(
     info = dict(name=folder.name, encoder=encoder.pretrained_cfg["architecture"], features=encoder.num_features,
                 outputs=model.head[-1].out_features, dropout=model.head[0].p,
                 schema=schema.to_dict() | {"columns": list(schema.columns)} if schema else None, view=view.to_dict(),
-                metrics=metrics or {}, gz_nbdev=gz_nbdev.__version__, torch=str(torch.__version__), timm=timm.__version__,
+                temperature=temperature, metrics=metrics or {}, gz_nbdev=gz_nbdev.__version__,
+                torch=str(torch.__version__), timm=timm.__version__,
                 sha256={f: sha256_file(fresh / f) for f in files})
     atomic_write(fresh / "gz.json", json.dumps(info, indent=1).encode())
     atomic_write(fresh / "README.md", _card(info, about).encode())
@@ -174,6 +199,7 @@ def load_weights(
     load_state(model.encoder, folder / "model.safetensors")
     load_state(model.head, folder / "head.safetensors")
     schema = Schema.from_dict(info["schema"]) if info["schema"] else None
+    _check_temperature(info.get("temperature"), schema, str(folder / "gz.json"))
     return Weights(model, View.from_dict(info["view"]), schema, info)
 
 # %% ../nbs/35_models.ipynb #d8c3e363
