@@ -85,7 +85,7 @@ def _as_text(values) -> list:
             value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else str(value) for value in values]
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    "The columns of a parquet file that hold one number or text a row"
+    "The columns of a parquet file that hold one number or text a row; the others are not even read"
     import pyarrow as pa
     import pyarrow.parquet as pq
     try:
@@ -96,6 +96,16 @@ def _read_parquet(path: Path) -> pd.DataFrame:
             skipped = [name for name in file.schema_arrow.names if name not in simple]
     except (pa.ArrowException, OSError) as e:
         raise InputError(f"{path.name} is not a whole parquet file: {e}") from e
+    table = _from_arrow(columns)
+    table.attrs["skipped"] = skipped
+    return table
+
+def _from_arrow(columns) -> pd.DataFrame:
+    "A pyarrow Table: ids digit by digit, columns of lists, structures or bytes left out"
+    import pyarrow as pa
+    def one_value(kind): return not (pa.types.is_nested(kind) or pa.types.is_binary(kind))
+    skipped = [field.name for field in columns.schema if not one_value(field.type)]
+    columns = columns.drop_columns(skipped)
     for i, field in enumerate(columns.schema):
         if _is_id(field.name) and pa.types.is_integer(field.type):
             columns = columns.set_column(i, field.name, columns.column(i).cast(pa.string()))
@@ -147,13 +157,15 @@ def _read_file(path: Path) -> pd.DataFrame:
 
 # %% ../nbs/05_catalog.ipynb #f381f4dd
 def read_table(
-    source,             # path (CSV, parquet, FITS, VOTable, ECSV), DataFrame or astropy Table
+    source,             # path (CSV, parquet, FITS, VOTable, ECSV), DataFrame, astropy Table or pyarrow Table
 ) -> pd.DataFrame:      # a copy; ids are text, numbers are numbers
     "The table in `source`, with every id as text"
     if isinstance(source, pd.DataFrame): table, where = source.reset_index(drop=source.index.name is None), "The table"
     elif hasattr(source, "colnames"): table, where = _from_astropy(source), "The table"
+    elif hasattr(source, "column_names"): table, where = _from_arrow(source), "The table"
     elif isinstance(source, (str, Path)): table, where = _read_file(Path(source)), Path(source).name
-    else: raise InputError(f"A table is a path, a DataFrame or an astropy Table, not {type(source).__name__}")
+    else: raise InputError("A table is a path, a DataFrame, or a Table of astropy or pyarrow, not "
+                           f"{type(source).__name__}")
     table = table.rename(columns=str)
     for column in filter(_is_id, table.columns):
         if table[column].dtype.kind in "iuOT" or pd.api.types.is_string_dtype(table[column]):
@@ -397,7 +409,7 @@ _SIGNS = ((("t01_smooth_or_features_a01_smooth_weighted_fraction",), read_hart16
           (("Inner_Ring", "Outer_Ring", "Pseudo_Ring"), read_efigi))
 
 def read_catalog(
-    source,         # path, DataFrame or astropy Table
+    source,         # path, DataFrame, astropy Table or pyarrow Table
     root=None,      # folder of the pictures; by default that of the file
 ) -> pd.DataFrame:  # id_str, then file_loc, ra, dec, label and votes where there are any, then all other columns
     "Any table of galaxies as a catalog; `attrs` tells what was decided, and which columns are not used"

@@ -8,19 +8,22 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/data.html.md"""
 __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'MAX_RATIO', 'MAX_BYTES', 'View', 'ImageError', 'decode', 'image_grid',
            'FolderImages', 'ParquetImages', 'ArrayImages', 'PixelCache', 'load_pixels', 'iter_batches', 'check_images',
            'TensorVotes', 'VotesBlock', 'Augment', 'GalaxyItems', 'GalaxyDL', 'TensorLabel', 'galaxy_dls', 'show_batch',
-           'show_results']
+           'show_results', 'write_hub_folder', 'HubImages', 'load_hub']
 
 # %% ../nbs/20_data.ipynb #3b0ed3e1
 import hashlib
+import html
 import json
 import mmap
 import os
+import re
 import shutil
 import stat
 import sys
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -28,6 +31,7 @@ from itertools import islice
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
+from warnings import catch_warnings, simplefilter, warn
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -50,8 +54,10 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from plum import dispatch
 from torch import Tensor
 
-from .catalog import Finding, Report, split_catalog
+from .catalog import ID_NAMES, Finding, Report, read_catalog, split_catalog
 from .schema import PALETTE, InputError, Schema, get_schema, near_names
+from .simulate import compose_decals
+from .store import atomic_write, offline
 
 # %% ../nbs/20_data.ipynb #c49e11de
 @dataclass(frozen=True)
@@ -333,6 +339,15 @@ class ParquetImages:
     def __repr__(self): return f"ParquetImages: {len(self):,} pictures in {self.path}"
 
 # %% ../nbs/20_data.ipynb #9ce392a6
+def _encoded(
+    cell,        # bytes, or {bytes, path}
+) -> bytes:
+    "The encoded picture in a cell of a table; a path in it is never followed"
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(data, bytes): raise ImageError("missing bytes: the table holds none for this galaxy")
+    if len(data) > MAX_BYTES: raise ImageError(f"more than {MAX_BYTES:,} bytes")
+    return data
+
 @patch
 def _read_group(self: ParquetImages, g: int):
     "The pictures of one row group"
@@ -351,10 +366,7 @@ def read(
     try:
         with self._lock: column = self._group(g)
     except (OSError, pa.ArrowException): raise ImageError(f"row group {group} of {file.name} cannot be read") from None
-    value = column[int(i - self.starts[g])].as_py()
-    if isinstance(value, dict): value = value.get("bytes")
-    if not isinstance(value, bytes): raise ImageError("missing bytes: the table holds none for this galaxy")
-    return value
+    return _encoded(column[int(i - self.starts[g])].as_py())
 
 @patch
 def fingerprint(self: ParquetImages) -> str:
@@ -390,13 +402,13 @@ class ArrayImages:
 
 # %% ../nbs/20_data.ipynb #b6cac38b
 def _ahead(
-    function,              # of one index
-    indices,
+    function,              # of one item
+    items,
     threads: int | None,   # None = one a core
-):                         # generator of function(i), in the order of `indices`
+):                         # generator of function(item), in the order of `items`
     "Call `function` in threads that run only a little ahead of the reader"
-    threads, waiting, chunks = threads or num_cpus(), deque(), iter(chunked(indices, 8))
-    def work(chunk): return [function(i) for i in chunk]
+    threads, waiting, chunks = threads or num_cpus(), deque(), iter(chunked(items, 8))
+    def work(chunk): return [function(item) for item in chunk]
     with ThreadPoolExecutor(threads) as pool:
         try:
             for chunk in islice(chunks, 8 * threads): waiting.append(pool.submit(work, chunk))
@@ -407,16 +419,32 @@ def _ahead(
         finally:
             for future in waiting: future.cancel()
 
-def _decoded(source, view: View, indices, threads: int | None):
-    "For each index: the index, the pixels or an `ImageError`, and the hash of what was read"
-    def one(i):
-        read = ""
+def _is_stream(source) -> bool: return getattr(source, "streaming", False)
+
+def _wanted(source, indices=None, done=None):
+    "Id and place of every picture that is wanted; from a stream its id and the picture itself"
+    if _is_stream(source): return (yield from source.pictures(done))
+    for rows in chunked(range(len(source)) if indices is None else indices, 256):
+        ids = [source.ids[i] for i in rows]
+        finished = [False] * len(ids) if done is None else done(ids)
+        yield from ((id, i) for id, i, is_done in zip(ids, rows, finished) if not is_done)
+
+def _get(source, item):
+    "The picture of an item of `_wanted`, as it is stored"
+    if not _is_stream(source): return source.read(item)
+    if isinstance(item, ImageError): raise item
+    return item
+
+def _decoded(source, view: View, threads: int | None, indices=None, done=None):
+    "Of each picture its id, the pixels or an `ImageError`, and the hash of what was read"
+    def one(wanted):
+        (id, item), read = wanted, ""
         try:
-            picture = source.read(i)
+            picture = _get(source, item)
             read = _hash_picture(picture)
-            return i, decode(picture, view), read
-        except ImageError as e: return i, e, read
-    return _ahead(one, indices, threads)
+            return id, decode(picture, view), read
+        except ImageError as e: return id, e, read
+    return _ahead(one, _wanted(source, indices, done), threads)
 
 # %% ../nbs/20_data.ipynb #96212e64
 @dataclass(repr=False, eq=False)
@@ -426,6 +454,7 @@ class PixelCache:
     view: View
     index: pd.DataFrame    # every picture of the source: id_str, hash of what was read, reason ("" = decoded)
     folder: Path | None = None
+    card: dict | None = None  # licence and conditions of a hub data set
 
     def __post_init__(self):
         bad = self.index["reason"] != ""
@@ -445,8 +474,8 @@ def _map_pixels(file: Path, shape) -> Tensor:
     return torch.frombuffer(mapped, dtype=torch.uint8).view(shape)
 
 # %% ../nbs/20_data.ipynb #4cdbafeb
-def _with_speed(stream, total: int, show: bool):
-    "The same stream, under a bar that shows galaxies a second"
+def _with_speed(stream, total, show: bool):
+    "The same stream, under a bar that shows galaxies a second; `total` is 'noinfer' where nobody knows it"
     if not show: return (yield from stream)
     start, bar = perf_counter(), progress_bar(stream, total=total, leave=False)
     for n, item in enumerate(bar, 1):
@@ -458,10 +487,10 @@ def _decode_into(
     source, view: View, threads: int | None, progress: bool,
 ) -> pd.DataFrame:       # id_str, hash, reason
     "Decode a whole source; what became of every picture"
-    rows = []
-    for i, picture, read in _with_speed(_decoded(source, view, range(len(source)), threads), len(source), progress):
+    rows, total = [], "noinfer" if _is_stream(source) else len(source)
+    for id, picture, read in _with_speed(_decoded(source, view, threads), total, progress):
         bad = isinstance(picture, ImageError)
-        rows.append((source.ids[i], read, str(picture) if bad else ""))
+        rows.append((id, read, str(picture) if bad else ""))
         if not bad: write(picture)
     index = pd.DataFrame(rows, columns=["id_str", "hash", "reason"])
     if (index["reason"] != "").all():
@@ -471,17 +500,28 @@ def _decode_into(
     return index
 
 # %% ../nbs/20_data.ipynb #c1aae984
+def _memory() -> float:
+    "Bytes of memory of this machine, where it says so"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else np.inf
+
 def _in_memory(source, view, threads, progress) -> PixelCache:
     "The pixels of a source in memory"
-    shape = (len(source), 3, view.size, view.size)
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else np.inf
-    if np.prod(shape) > .8 * have:
-        raise InputError(f"{shape[0]:,} pictures of {view.size} px are {np.prod(shape) / 1e9:.1f} GB, this machine has "
-                         f"{have / 1e9:.1f} GB of memory: give a cache_dir on a disk")
-    pixels, row = torch.empty(shape, dtype=torch.uint8), iter(range(len(source)))
-    def write(picture): pixels[next(row)] = picture
+    have, room, row = _memory(), 1024 if _is_stream(source) else len(source), 0
+    pixels = torch.empty(0, 3, view.size, view.size, dtype=torch.uint8)
+    def make_room(rows):
+        need = rows * 3 * view.size**2
+        if need > .8 * have:
+            raise InputError(f"{rows:,} pictures of {view.size} px are {need / 1e9:.1f} GB, this machine has "
+                             f"{have / 1e9:.1f} GB of memory: give a cache_dir on a disk")
+        pixels.resize_(rows, *pixels.shape[1:])
+    def write(picture):
+        nonlocal row
+        if row == len(pixels): make_room(2 * row)  # of a stream nobody knows the end
+        pixels[row] = picture
+        row += 1
+    make_room(room)
     index = _decode_into(write, source, view, threads, progress)
-    return PixelCache(pixels[:(index["reason"] == "").sum()], view, index)
+    return PixelCache(pixels[:row], view, index, card=getattr(source, "card", None))
 
 # %% ../nbs/20_data.ipynb #5b75fd89
 def _write_cache(source, view, folder: Path, threads, progress):
@@ -500,15 +540,17 @@ def _write_cache(source, view, folder: Path, threads, progress):
             f.flush()
             os.fsync(f.fileno())
         index.to_parquet(partial/"index.parquet", index=False)
-        (partial/"cache.json").write_text(json.dumps(dict(view=view.to_dict(), crc32=crc)))
+        if _is_stream(source): pq.write_table(source.table, partial/"catalog.parquet")
+        about = dict(view=view.to_dict(), crc32=crc, card=getattr(source, "card", None))
+        (partial/"cache.json").write_text(json.dumps(about))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally: shutil.rmtree(partial, ignore_errors=True)
 
 # %% ../nbs/20_data.ipynb #73948284
-def _hash_of(source, i: int) -> str:   # "" where nothing can be read
-    "Hash of picture `i` as it is stored now"
-    try: return _hash_picture(source.read(i))
+def _hash_of(source, item) -> str:   # "" where nothing can be read
+    "Hash of a picture as it is stored now"
+    try: return _hash_picture(_get(source, item))
     except ImageError: return ""
 
 def _read_cache(source, view, folder: Path) -> PixelCache | None:   # None: there is none, or it is of other pictures
@@ -516,18 +558,22 @@ def _read_cache(source, view, folder: Path) -> PixelCache | None:   # None: ther
     try:
         index = pd.read_parquet(folder/"index.parquet")
         shape = (int((index["reason"] == "").sum()), 3, view.size, view.size)
-        whole = (folder/"pixels.u8").stat().st_size == np.prod(shape) and (folder/"cache.json").exists()
+        whole = (folder/"pixels.u8").stat().st_size == np.prod(shape)
+        card = json.loads((folder/"cache.json").read_text()).get("card")
+        table = pq.read_table(folder/"catalog.parquet") if _is_stream(source) else None
     except (OSError, ValueError, KeyError, pa.ArrowException): return None
-    if not whole or index["id_str"].tolist() != source.ids: return None
-    spots = {*np.linspace(0, len(index) - 1, 32).astype(int), *np.flatnonzero(index["reason"] != "")[:32]}
-    if any(_hash_of(source, i) != index["hash"].iloc[i] for i in spots): return None
-    return PixelCache(_map_pixels(folder/"pixels.u8", shape), view, index, folder)
+    ids = index["id_str"].tolist()
+    if _is_stream(source): source.restore(ids, table)  # its fingerprint is that of its first pictures
+    else:
+        spots = {*np.linspace(0, len(index) - 1, 32).astype(int), *np.flatnonzero(index["reason"] != "")[:32]}
+        whole = whole and ids == source.ids and all(_hash_of(source, i) == index["hash"].iloc[i] for i in spots)
+    return PixelCache(_map_pixels(folder/"pixels.u8", shape), view, index, folder, card) if whole else None
 
 # %% ../nbs/20_data.ipynb #409c2a4d
 _RULES = 1  # raised when `decode` gives other pixels for the same bytes: older caches are then left alone
 
 def load_pixels(
-    source,                      # `FolderImages`, `ParquetImages` or `ArrayImages`
+    source,                      # any source; a stream is read in one pass, and its ids and catalog are kept
     view: View = View(),
     cache_dir=None,              # folder for the decoded pixels; None = in memory, gone with the process
     threads: int | None = None,  # that decode; None = one a core
@@ -538,7 +584,7 @@ def load_pixels(
     pixels = View(view.size, view.crop, view.greyscale).key  # mean and std come after the cache
     folder = Path(cache_dir)/f"pixels-{_hash_rows([_RULES, pixels, source.fingerprint()])[:16]}"
     if (cache := _read_cache(source, view, folder)) is not None: return cache
-    need = 3 * view.size**2 * len(source)
+    need = 3 * view.size**2 * (1 if _is_stream(source) else len(source))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process may be at it: wait, and share
@@ -547,7 +593,8 @@ def load_pixels(
             if need > free: raise OSError(f"{free / 1e9:.2f} GB are free")
             _write_cache(source, view, folder, threads, progress)
     except OSError as e:
-        raise InputError(f"The pixel cache needs {need / 1e9:.2f} GB in {str(cache_dir)!r}: {e}. Give another "
+        size = f"3 x {view.size} x {view.size} bytes a picture" if _is_stream(source) else f"{need / 1e9:.2f} GB"
+        raise InputError(f"The pixel cache needs {size} in {str(cache_dir)!r}: {e}. Give another "
                          "cache_dir, a smaller view, or cache_dir=None for memory") from e
     return _read_cache(source, view, folder)
 
@@ -558,15 +605,19 @@ def verify(
     source,           # that it was made from
 ) -> list[str]:       # ids whose stored picture is not what it was
     "Read everything again; `InputError` if the file of pixels itself was damaged"
-    if source.ids != self.index["id_str"].tolist(): raise InputError("This cache was made from another list of ids")
+    stored = dict(zip(self.index["id_str"], self.index["hash"]))
+    def look(wanted): return wanted[0], _hash_of(source, wanted[1])
+    if not _is_stream(source) and source.ids != list(stored):
+        raise InputError("This cache was made from another list of ids")
     if self.folder is not None:
         crc = 0
         with open(self.folder/"pixels.u8", "rb") as f:
             while piece := f.read(2**22): crc = zlib.crc32(piece, crc)
         if crc != json.loads((self.folder/"cache.json").read_text())["crc32"]:
             raise InputError(f"{self.folder} was damaged: delete it, and load_pixels builds it anew")
-    def changed(i): return _hash_of(source, i) != self.index["hash"].iloc[i]
-    return [id for id, new in zip(source.ids, _ahead(changed, range(len(source)), None)) if new]
+    changed = [id for id, read in _ahead(look, _wanted(source), None) if stored.get(id) != read]
+    if source.ids != list(stored): raise InputError("This cache was made from another list of ids")
+    return changed
 
 # %% ../nbs/20_data.ipynb #b4b36a63
 def _same_pixels(cached: View, view: View):
@@ -576,11 +627,11 @@ def _same_pixels(cached: View, view: View):
             raise InputError(f"The pixel cache was made with {name}={getattr(cached, name)}, and "
                              f"{name}={getattr(view, name)} is asked for: call load_pixels with this view")
 
-def _good_pictures(source, view, indices, failures: list, threads):
+def _good_pictures(source, view, indices, failures: list, threads, done):
     "Id and pixels of each picture that can be decoded; the others go to `failures`"
-    for i, picture, _ in _decoded(source, view, indices, threads):
-        if isinstance(picture, ImageError): failures.append((source.ids[i], str(picture)))
-        else: yield source.ids[i], picture
+    for id, picture, _ in _decoded(source, view, threads, indices, done):
+        if isinstance(picture, ImageError): failures.append((id, str(picture)))
+        else: yield id, picture
 
 # %% ../nbs/20_data.ipynb #a273ca41
 def iter_batches(
@@ -590,26 +641,30 @@ def iter_batches(
     indices=None,                  # which pictures, in which order; None = all
     failures: list | None = None,  # receives (id_str, reason) of each that cannot be read
     threads: int | None = None,    # that decode ahead; None = one a core
+    done=None,                     # function of a list of ids, True for each that is neither read nor decoded
 ):                                 # generator of (list of ids, (B, 3, size, size) uint8)
     "Batches for inference: decoded ahead in threads, in memory that does not grow with the catalog"
     failures = [] if failures is None else failures
-    wanted = range(len(source)) if indices is None else indices
+    if indices is not None and _is_stream(source):
+        raise InputError("A stream has one order, and no places in it to choose by indices=: leave galaxies out by "
+                         "their ids with done=")
     if isinstance(source, PixelCache):
         _same_pixels(source.view, view)
         if indices is None: failures.extend(source.failures.itertuples(index=False, name=None))
-        for rows in chunked(wanted, batch_size):
-            yield [source.ids[i] for i in rows], source.pixels.index_select(0, torch.tensor(rows))
+        for chunk in chunked(_wanted(source, indices, done), batch_size):
+            ids, rows = zip(*chunk)
+            yield list(ids), source.pixels.index_select(0, torch.tensor(rows))
     else:
-        for rows in chunked(_good_pictures(source, view, wanted, failures, threads), batch_size):
-            ids, pictures = zip(*rows)
+        for chunk in chunked(_good_pictures(source, view, indices, failures, threads, done), batch_size):
+            ids, pictures = zip(*chunk)
             yield list(ids), torch.stack(pictures)
 
 # %% ../nbs/20_data.ipynb #55a481fb
-def _look_at(source, i: int) -> dict:
+def _look_at(source, id: str, item) -> dict:
     "What there is to say about one picture"
-    row = dict(id=source.ids[i], reason="", size="", mode="", hash="", turned=False, flat=False, burnt=False)
+    row = dict(id=id, reason="", size="", mode="", hash="", turned=False, flat=False, burnt=False)
     try:
-        picture = source.read(i)
+        picture = _get(source, item)
         image = _open(picture)
         row.update(size=f"{image.width} x {image.height}", mode=image.mode, turned=image.getexif().get(0x0112, 1) != 1)
         pixels = decode(picture, View(64))
@@ -642,19 +697,22 @@ def _image_findings(table: pd.DataFrame) -> list[Finding]:
 # %% ../nbs/20_data.ipynb #18081c9c
 def check_images(
     source,                      # any source
-    sample: int | None = 1000,   # how many pictures are opened; None = all
+    sample: int | None = 1000,   # how many pictures are opened, of a stream the first; None = all
     seed: int = 0,               # chooses which
 ) -> Report:
     "Open pictures before a long job does, and say what is odd about them"
-    rows = np.arange(len(source))
-    if sample is not None and sample < len(rows):
-        rows = np.sort(np.random.default_rng(seed).choice(len(rows), sample, replace=False))
-    def look(i): return _look_at(source, i)
-    table = pd.DataFrame(_ahead(look, rows.tolist(), None))
+    if _is_stream(source): wanted, title = islice(copy(source).pictures(), sample), "the first of a stream"
+    else:
+        rows, title = np.arange(len(source)), f"{len(source):,} pictures"
+        if sample is not None and sample < len(rows):
+            rows = np.sort(np.random.default_rng(seed).choice(len(rows), sample, replace=False))
+        wanted = _wanted(source, rows.tolist())
+    def look(wanted): return _look_at(source, *wanted)
+    table = pd.DataFrame(_ahead(look, wanted, None))
     usable = int((table["reason"] == "").sum())
     first = Finding("ok" if usable else "error", f"{usable:,} of {len(table):,} pictures opened can be used", usable,
                     advice="" if usable else "Is this the right root?")
-    return Report((first, *_image_findings(table)), title=f"{len(source):,} pictures")
+    return Report((first, *_image_findings(table)), title=title)
 
 # %% ../nbs/20_data.ipynb #5618dd21
 class TensorVotes(TensorBase):
@@ -890,7 +948,7 @@ def galaxy_dls(
     flip_pairs=(),               # pairs of answers or classes that a mirror exchanges
     cache_dir=None,              # of the pixels, as in `load_pixels`
     progress: bool = True,
-) -> DataLoaders:                # with .view, .schema or .vocab, .c (how many outputs) and .failures (id_str, reason)
+) -> DataLoaders:                # with .view, .schema or .vocab, .c (how many outputs), .failures (id_str, reason), .card
     "Galaxies with their votes or a label, joined by id, for a fastai `Learner`"
     _need_columns(catalog, ["id_str"], "The catalog")
     _text_ids(catalog["id_str"], "The catalog")
@@ -914,7 +972,7 @@ def galaxy_dls(
         loaders.append(GalaxyDL(items, bs=min(bs, len(items)), seed=seed, shuffle=not split_idx,
                                 drop_last=not split_idx, after_batch=tfms, device=device))
     dls = DataLoaders(*loaders, device=device)
-    dls.view, dls.schema, dls.vocab, dls.failures = view, schema, vocab, cache.failures
+    dls.view, dls.schema, dls.vocab, dls.failures, dls.card = view, schema, vocab, cache.failures, cache.card
     dls.c = len(schema.columns) if schema else len(vocab) if vocab else 1
     return dls
 
@@ -994,3 +1052,405 @@ def show_batch(x: TensorImage, y: TensorLabel, samples, ctxs=None, max_n=10, nco
 def show_results(x: TensorImage, y: TensorLabel, samples, outs, ctxs=None, max_n=10, ncols=5, **kwargs):
     "Galaxies with their labels, and those that were predicted"
     _label_panels(x, y, outs, max_n, ncols)
+
+# %% ../nbs/20_data.ipynb #2f0f7648
+def _datasets():
+    "The library `datasets`, or how to get it"
+    try: import datasets
+    except ImportError: raise InputError("Data sets of the hub need `datasets`: pip install gz_nbdev[hub]") from None
+    return datasets
+
+def _cell(picture) -> dict:   # as the hub stores a picture
+    "A stored picture as it is; pixels as a PNG, which loses nothing"
+    if isinstance(picture, Tensor):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(out := BytesIO(), "PNG")
+        picture = out.getvalue()
+    return dict(bytes=picture, path=None)
+
+def _features(catalog: pd.DataFrame):
+    "What the columns of a hub data set hold: votes are int32, everything else is what it is"
+    datasets = _datasets()
+    columns = pa.Table.from_pandas(catalog, preserve_index=False).schema
+    columns = pa.schema([f.with_type(pa.string()) if pa.types.is_large_string(f.type) else f for f in columns])
+    votes = (read_catalog(catalog).attrs["schema"] or {}).get("questions", [])
+    votes = {f"{q['name']}_{answer}" for q in votes for answer in q["answers"]}
+    kinds = dict(datasets.Features.from_arrow_schema(columns))
+    return datasets.Features({"image": datasets.Image()} | {
+        name: datasets.Value("int32") if name in votes else kind for name, kind in kinds.items()})
+
+# %% ../nbs/20_data.ipynb #bb36c60a
+def _write_shard(file: Path, catalog, source, rows, features) -> list:   # (id_str, reason) of those left out
+    "One parquet file of pictures and columns"
+    cells, failures, good = [], [], []
+    for row, place in rows:
+        try: cells.append(_cell(source.read(place)))
+        except ImageError as e: failures.append((catalog["id_str"].iloc[row], str(e)))
+        else: good.append(row)
+    columns = catalog.iloc[good].to_dict("list")
+    table = pa.table({"image": cells, **{name: list(columns[name]) for name in columns}}, schema=features.arrow_schema)
+    pq.write_table(table, out := BytesIO(), row_group_size=100, write_page_checksum=True)
+    atomic_write(file, out.getvalue())
+    return failures
+
+def _card_text(title: str, licence: str, conditions: str, features, rows: dict) -> str:
+    "README.md of a data set: what machines read between the lines, what people read below them"
+    from datasets.info import DatasetInfosDict
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCardData
+    data = DatasetCardData(license=licence, pretty_name=title, tags=["galaxy zoo", "astronomy", "galaxies"])
+    splits = {name: dict(name=name, num_examples=n) for name, n in rows.items()}
+    info = _datasets().DatasetInfo(features=features, splits=_datasets().splits.SplitDict.from_split_dict(splits))
+    DatasetInfosDict(default=info).to_dataset_card_data(data)
+    files = [dict(split=name, path=f"data/{name}-*") for name in rows]
+    MetadataConfigs(default=dict(data_files=files)).to_dataset_card_data(data)
+    return f"---\n{data}\n---\n\n# {title}\n\n- **License:** {licence}. {conditions}\n"
+
+# %% ../nbs/20_data.ipynb #600d3147
+def write_hub_folder(
+    catalog: pd.DataFrame,   # `id_str`, votes and whatever else belongs to a galaxy; a column `split` parts it
+    source,                  # pictures; joined by id
+    folder,                  # new folder: `data/train-00000-of-00001.parquet`, ..., `README.md`
+    title: str,              # for people
+    licence: str,            # as the hub names it, such as cc-by-4.0
+    conditions: str = "",    # what else is asked of those who use it
+    shard_size: int = 2000,  # galaxies a file
+) -> pd.DataFrame:           # id_str and reason of pictures that could not be read: they are left out
+    "Write pictures and votes in the form of a hub data set, ready to be uploaded"
+    folder, places = Path(folder), {id: i for i, id in enumerate(source.ids)}
+    _need_columns(catalog, ["id_str"], "The catalog")
+    _text_ids(catalog["id_str"], "The catalog")
+    if (folder/"README.md").exists(): raise InputError(f"{folder} holds a data set already: give a new folder")
+    (folder/"data").mkdir(parents=True, exist_ok=True)
+    split = catalog["split"].astype(str) if "split" in catalog else pd.Series("train", catalog.index)
+    catalog = catalog.drop(columns=["split", "file_loc"], errors="ignore")
+    features, rows, failures = _features(catalog), {}, []
+    for name in split.unique():
+        if not re.fullmatch(r"\w+", name): raise InputError(f"A split is named by letters and digits, not {name!r}")
+        mine = np.flatnonzero(split == name).tolist()
+        shards = list(chunked(mine, shard_size))
+        for k, shard in enumerate(shards):
+            missing = [catalog["id_str"].iloc[row] for row in shard if catalog["id_str"].iloc[row] not in places]
+            failures += [(id, "missing: the source has no such id") for id in missing]
+            wanted = [(row, places[id]) for row in shard if (id := catalog["id_str"].iloc[row]) in places]
+            file = folder/f"data/{name}-{k:05d}-of-{len(shards):05d}.parquet"
+            failures += _write_shard(file, catalog, source, wanted, features)
+        rows[name] = len(mine) - len(set(catalog["id_str"].iloc[mine]) & {id for id, _ in failures})
+    atomic_write(folder/"README.md", _card_text(title, licence, conditions, features, rows))
+    return pd.DataFrame(failures, columns=["id_str", "reason"])
+
+# %% ../nbs/20_data.ipynb #33f81187
+def _id_column(columns: dict, wanted: str | None) -> str:
+    "The column that names the galaxies of a data set"
+    known = [c for name in ID_NAMES for c in columns if c.lower() == name] if wanted is None else [wanted]
+    if not known or known[0] not in columns:
+        raise InputError(f"No column {wanted or 'id_str'!r} names the galaxies: {near_names(wanted or 'id_str', columns)} "
+                         "Give id_column=; where there is none, dataset.add_column('id_str', names)")
+    return known[0]
+
+def _has_pictures(feature) -> bool:
+    "Whether a column of a data set holds encoded pictures"
+    return (type(feature).__name__ == "Image" or getattr(feature, "dtype", "") in ("binary", "large_binary")
+            or isinstance(feature, dict) and "bytes" in feature)
+
+def _picture_column(columns, image: str):
+    "`InputError` if the column `image` holds no pictures"
+    if columns is None:
+        raise InputError("This stream does not say what its columns hold: give features= to the .map or from_generator "
+                         "that made it")
+    others = [c for c in columns if _has_pictures(columns[c])]
+    if image in others: return
+    found = f"holds {columns[image]}" if image in columns else "is not there"
+    advice = f"image={others[0]!r} does" if others else "no column does"
+    raise InputError(f"Column {image!r} should hold encoded pictures, but {found}; {advice}. "
+                     f"The columns are {', '.join(list(columns)[:8])}, ...")
+
+# %% ../nbs/20_data.ipynb #e3a47049
+class HubImages:
+    "Pictures and votes of a Hugging Face data set; a stream of them has no length and is read from its beginning"
+    def __init__(
+        self,
+        dataset,                        # `datasets.Dataset` or `IterableDataset`, whatever format was set
+        image: str = "image",           # column of the pictures
+        id_column: str | None = None,   # that names the galaxies; None = the first known one
+        card: dict | None = None,       # name, licence, conditions, ... as `load_hub` finds them; None = from the info
+    ):
+        datasets = _datasets()
+        if isinstance(dataset, dict):
+            raise InputError(f"This data set has parts: choose one, as in dataset[{next(iter(dataset), 'train')!r}]")
+        if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+            raise InputError(f"HubImages wants a datasets.Dataset or IterableDataset, not {type(dataset).__name__}")
+        _picture_column(dataset.features, image)
+        self.image, self.streaming = image, isinstance(dataset, datasets.IterableDataset)
+        self.id_column = _id_column([c for c in dataset.features if c != image], id_column)
+        if self.streaming and getattr(dataset.features[image], "decode", False): _warn_if_decoded(dataset)
+        self.dataset = dataset.with_format(None).cast_column(image, datasets.Image(decode=False))
+        self.card = {**_card_of(dataset), **(card or {})}
+        if self.streaming: self.restore([], None)
+        else:
+            table = self.dataset.remove_columns(image).with_format("arrow")[:]
+            self.restore(_text_ids(self._ids_in(table), self.card["name"]), table)
+            self._cells = self.dataset.select_columns(image)
+
+    def __len__(self):
+        if self.streaming: raise TypeError("a stream has no length")
+        return len(self.ids)
+
+# %% ../nbs/20_data.ipynb #f2736f8a
+@patch
+def restore(
+    self: HubImages,
+    ids: list,   # of all pictures
+    table,       # pyarrow Table of the other columns
+):
+    "Take ids and columns for read"
+    self.ids, self._tables = ids, [] if table is None else [table]
+
+@patch(as_prop=True)
+def table(self: HubImages) -> pa.Table:
+    "The columns other than the picture as they are stored; of a stream, those that were met in this pass"
+    if not self._tables:
+        raise InputError("Nothing of this stream was read yet. load_pixels(source, view, cache_dir) reads it once, and "
+                         "keeps pixels and catalog")
+    return pa.concat_tables(self._tables)
+
+@patch(as_prop=True)
+def catalog(self: HubImages) -> pd.DataFrame:
+    "The same as a catalog: `id_str` as text, `ra`, `dec`, votes"
+    table = self.table
+    if "id_str" in table.column_names and self.id_column != "id_str": table = table.drop_columns("id_str")
+    catalog = read_catalog(table.append_column("id_str", pa.array(self.ids[:len(table)])) if
+                           self.id_column != "id_str" else table)
+    catalog.attrs["card"] = self.card
+    return catalog
+
+@patch
+def _ids_in(self: HubImages, table: pa.Table) -> list:
+    "The ids in some rows, as text"
+    column = table[self.id_column]
+    if pa.types.is_floating(column.type):
+        raise InputError(f"The ids in column {self.id_column!r} are {column.type}: a float keeps 16 digits, so longer "
+                         "ids are others' by now. Choose another id_column=")
+    return column.to_pylist()
+
+# %% ../nbs/20_data.ipynb #0f28b0b5
+@patch
+def read(
+    self: HubImages,
+    i: int,           # row
+) -> bytes:
+    "The encoded picture of row `i`; `ImageError` where there is none"
+    if self.streaming: raise InputError("A stream is read from its beginning, with iter_batches or load_pixels")
+    return _encoded(self._cells[i][self.image])
+
+@patch
+def pictures(
+    self: HubImages,
+    done=None,        # function of a list of ids: True for each that is not wanted
+):                    # generator of (id, encoded bytes or `ImageError`)
+    "One pass over a stream; `ids` and `catalog` grow with it, those who are done included"
+    self.restore([], None)
+    batches, seen = iter(self.dataset.with_format("arrow").iter(batch_size=64)), set()
+    while (batch := self._next(batches)) is not None:
+        ids = _text_ids(self._ids_in(batch), f"The stream, from row {len(self.ids):,} on")
+        twice = [id for id in ids if id in seen]
+        if twice: raise InputError(f"The stream has {twice[0]!r} twice (row {len(self.ids) + ids.index(twice[0]):,} is "
+                                   "the second): an id names one galaxy")
+        self.ids += ids
+        self._tables.append(batch.drop_columns(self.image))
+        seen.update(ids)
+        finished = [False] * len(ids) if done is None else done(ids)
+        for id, cell, is_done in zip(ids, batch[self.image], finished):
+            if is_done: continue
+            try: yield id, _encoded(cell.as_py())
+            except ImageError as e: yield id, e
+
+@patch
+def _next(self: HubImages, batches):
+    "The next rows of a stream, None at its end"
+    try: return next(batches, None)
+    except Exception as e:  # of the network, of parquet, of a function that the user mapped over the stream
+        raise InputError(f"The stream {self.card['name']} broke off after {len(self.ids):,} galaxies: {_brief(e)}. "
+                         "Nothing that was written is lost: run the same call again") from e
+
+# %% ../nbs/20_data.ipynb #cb8338d2
+def _brief(error: Exception) -> str: return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+def _warn_if_decoded(stream):
+    "Say that pictures come from a second encoding, where a stream was mapped or filtered"
+    step, names = getattr(stream, "_ex_iterable", None), []
+    while step is not None and len(names) < 100:
+        names.append(type(step).__name__)
+        step = getattr(step, "ex_iterable", None)
+    if any(name.startswith(("Mapped", "Filtered")) for name in names):
+        warn("This stream was mapped, filtered, or had columns renamed or removed: datasets decoded its pictures for "
+             "that and encodes them again, so that they are not quite those that are stored. Cast first: "
+             "stream.cast_column('image', datasets.Image(decode=False)).filter(...)", stacklevel=3)
+
+@patch
+def fingerprint(self: HubImages) -> str:
+    "Hash of ids and 32 pictures; of a stream: how it is made, its columns, and its first four pictures"
+    about = [self.image, *(self.card[k] for k in ("name", "config", "split", "revision"))]
+    if not self.streaming:
+        spots = np.unique(np.linspace(0, len(self) - 1, 32).astype(int)).tolist()
+        return _hash_rows([*about, *self.ids, *(_hash_of(self, i) for i in spots)])
+    from datasets.fingerprint import Hasher
+    first = [(id, _hash_of(self, cell)) for id, cell in islice(copy(self).pictures(), 4)]
+    return _hash_rows([*about, self.dataset.features, Hasher.hash(self.dataset._ex_iterable), *first])
+
+# %% ../nbs/20_data.ipynb #e91e426c
+def _card_of(dataset) -> dict:
+    "What a loaded data set knows about itself"
+    info, files = dataset.info, str(next(iter(dataset.info.download_checksums or {}), ""))
+    hub = re.match(r"hf://datasets/(?P<name>[^@]+)@(?P<revision>[0-9a-f]{40})/", files)
+    return dict(name=hub["name"] if hub else info.dataset_name or "a data set", title="", config=info.config_name,
+                split=str(dataset.split or ""), revision=hub["revision"] if hub else None,
+                licence=info.license or "not stated", conditions="", homepage=info.homepage or "")
+
+@patch(as_prop=True)
+def licence(self: HubImages) -> str:
+    "The licence, as the hub names it"
+    return self.card["licence"]
+
+def _card_lines(card: dict) -> list:   # (what, text)
+    "What has to be known before a data set is used"
+    rows = [("licence", card["licence"]), ("conditions", card["conditions"]), ("homepage", card["homepage"]),
+            ("revision", card["revision"])]
+    return [(what, text) for what, text in rows if text]
+
+@patch
+def __repr__(self: HubImages):
+    known = "a stream of pictures" if self.streaming else f"{len(self):,} pictures"
+    where = ", ".join(filter(None, (self.card["config"], self.card["split"])))
+    head = f"HubImages: {known} of {self.card['name']}" + (f" ({where})" if where else "")
+    return "\n".join([head, *(f"  {what}: {text}" for what, text in _card_lines(self.card))])
+
+@patch
+def _repr_html_(self: HubImages):
+    head, *_ = repr(self).splitlines()
+    rows = "".join(f"<tr><th style='text-align:left'>{what}</th><td style='text-align:left'>{html.escape(text)}</td>"
+                   "</tr>" for what, text in _card_lines(self.card))
+    return f"<table><caption style='text-align:left'><b>{html.escape(head)}</b></caption>{rows}</table>"
+
+# %% ../nbs/20_data.ipynb #aa4f9d0b
+def _conditions(text: str, data: dict) -> str:
+    "What a card says around its licence"
+    def plain(line): return re.sub(r"\*\*|__|`", "", re.sub(r"\[([^]]*)\]\(([^)]*)\)", r"\1 (\2)", line)).strip("-* \t")
+    said = [plain(line) for line in text.splitlines() if re.search("licen[sc]e", line, re.IGNORECASE)]
+    return " ".join(filter(None, [*said, str(data.get("extra_gated_prompt") or "").strip()]))[:1000]
+
+def _read_card(text: str, where: str) -> tuple[dict, dict]:   # for `HubImages`; all that machines read
+    "Licence and conditions from a README.md"
+    from huggingface_hub import DatasetCard
+    try: card = DatasetCard(text, ignore_metadata_errors=True)
+    except Exception as e: raise InputError(f"The card {where} cannot be read: {_brief(e)}") from e
+    data = card.data.to_dict()
+    licence = data.get("license") or "not stated"
+    if isinstance(licence, list): licence = ", ".join(map(str, licence))
+    return dict(licence=str(licence), title=str(data.get("pretty_name") or ""), conditions=_conditions(card.text, data)), data
+
+def _split_files(folder: Path, data: dict, config: str | None, split: str) -> list:
+    "The parquet files of one split, as the card names them"
+    configs = {str(c.get("config_name", "default")): c for c in data.get("configs") or [] if isinstance(c, dict)}
+    if config is not None and config not in configs:
+        raise InputError(f"{folder} has no configuration {config!r}: {near_names(config, configs)}")
+    chosen = configs.get(config or "default", next(iter(configs.values()), {}))
+    paths = chosen.get("data_files") or [dict(split=split, path=[f"data/{split}-*", f"{split}-*", f"{split}.parquet"])]
+    paths = [dict(split="train", path=paths)] if isinstance(paths, str) else paths
+    splits = {str(row["split"]): row["path"] for row in paths if isinstance(row, dict) and {"split", "path"} <= set(row)}
+    if split not in splits: raise InputError(f"{folder} has no split {split!r}: {near_names(split, splits)}")
+    patterns = [splits[split]] if isinstance(splits[split], str) else splits[split]
+    for pattern in patterns:
+        if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise InputError(f"The card of {folder} names files outside it: {pattern!r}")
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.suffix == ".parquet"})
+    if not files: raise InputError(f"{folder} has no parquet files for the split {split!r} ({', '.join(patterns)})")
+    return files
+
+# %% ../nbs/20_data.ipynb #9947c078
+def _from_folder(folder: Path, split: str, config, streaming: bool, cache):
+    "A data set from a folder of the published form, and its card"
+    if not folder.is_dir(): raise InputError(f"There is no folder {str(folder)!r}")
+    readme, said, data = folder/"README.md", {}, {}
+    if readme.is_file(): said, data = _read_card(readme.read_text(encoding="utf-8", errors="replace"), str(readme))
+    files = _split_files(folder, data, config, split)
+    for file in files:
+        try: pq.read_schema(file)
+        except (OSError, pa.ArrowException) as e: raise InputError(f"{file} is not whole parquet: {e}") from None
+    try:
+        dataset = _datasets().load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split,
+                                           streaming=streaming, cache_dir=cache)
+    except Exception as e: raise InputError(f"{folder} cannot be loaded: {_brief(e.__cause__ or e)}") from e
+    return dataset, {"name": folder.name, "config": config, **said}
+
+def _from_cache(name: str, revision, split: str, config, cache):
+    "A data set that was loaded on this machine before"
+    from datasets.packaged_modules.cache.cache import Cache
+    builder = Cache(cache_dir=cache, dataset_name=name.split("/")[-1], repo_id=name, config_name=config,
+                    version="auto", hash=revision or "auto")
+    return builder.as_dataset(split=split), dict(revision=builder.hash)
+
+def _from_hub(name: str, revision, split: str, config, streaming: bool, cache):
+    "A data set of the hub at a revision, and its card"
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+    revision = HfApi().dataset_info(name, revision=revision, timeout=20).sha
+    try: readme = Path(hf_hub_download(name, "README.md", repo_type="dataset", revision=revision))
+    except EntryNotFoundError: said = {}
+    else: said, _ = _read_card(readme.read_text(encoding="utf-8", errors="replace"), name)
+    dataset = _datasets().load_dataset(name, config, split=split, revision=revision, streaming=streaming, cache_dir=cache)
+    return dataset, {**said, "revision": revision}
+
+# %% ../nbs/20_data.ipynb #475dde01
+def _refuse_name(name: str, revision):
+    "`InputError` for a name that is no name on the hub, and a revision that is none"
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) or ".." in name:
+        raise InputError(f"{name!r} is no name of a hub data set (owner/name), and no folder that is here: give a folder "
+                         "as pathlib.Path, and not by '..', a drive or a host")
+    if revision is not None and not re.fullmatch("[0-9a-f]{40}", revision):
+        raise InputError(f"revision={revision!r}: a revision that cannot change has 40 hexadecimal digits (the hub shows "
+                         "them under 'Files and versions'); None takes the newest, and says which that is")
+
+def _hub_problem(error: Exception, name: str, revision) -> str:
+    "What went wrong on the hub, and what to do"
+    kind = type(error).__name__
+    page = f"https://huggingface.co/datasets/{name}"
+    if "Gated" in kind or "gated" in str(error):
+        return f"{name} is gated: ask for access on {page}, then log in with `hf auth login`"
+    if "RevisionNotFound" in kind: return f"{name} has no revision {revision}: {page} shows those that it has"
+    if "NotFound" in kind: return f"There is no data set {name} on the hub, or it is private: look at {page}"
+    if isinstance(error, (ValueError, KeyError)): return f"{name} cannot be loaded: {_brief(error)}"
+    return (f"{name} is not on this machine, and the hub cannot be reached ({_brief(error)}). Where there is a "
+            f"network, run `hf download {name} --repo-type dataset --local-dir {name.split('/')[-1]}`; copy that folder "
+            f"here, and give it: load_hub(pathlib.Path({name.split('/')[-1]!r}))")
+
+def load_hub(
+    name,                          # owner/name on the hub, or a folder of the same form
+    revision: str | None = None,   # 40 hexadecimal digits; None = the newest, and its digits are said
+    split: str = "train",
+    config: str | None = None,     # configuration, where the card lists several
+    streaming: bool = False,       # read while it is used, instead of downloading all of it first
+    image: str = "image",          # column of the pictures
+    id_column: str | None = None,  # that names the galaxies; None = the first known one
+    folder=None,                   # where downloads are kept; None = the cache of `datasets`
+) -> HubImages:
+    "Pictures and votes of a hub data set, its licence shown first"
+    datasets = _datasets()
+    cache = None if folder is None else str(folder)
+    local = isinstance(name, Path) or (Path(name).is_dir() and not re.search(r"\.\.|\\|:", name))
+    if local: dataset, card = _from_folder(Path(name), split, config, streaming, cache)
+    else:
+        _refuse_name(name, revision)
+        try:
+            if offline(): raise ConnectionError("the environment says that this machine is offline")
+            dataset, card = _from_hub(name, revision, split, config, streaming, cache)
+        except InputError: raise
+        except Exception as e:  # whatever the clients of the hub raise
+            try:
+                if "NotFound" in type(e).__name__ or isinstance(e, (ValueError, KeyError)): raise e
+                dataset, card = _from_cache(name, revision, split, config, cache)
+            except Exception: raise InputError(_hub_problem(e, name, revision)) from e
+            if streaming: dataset = dataset.to_iterable_dataset()
+        card = {"name": name, "config": config, "homepage": f"https://huggingface.co/datasets/{name}", **card}
+    source = HubImages(dataset, image, id_column, {**card, "split": split})
+    print(source)
+    return source
