@@ -150,7 +150,7 @@ def calibration_error(
     groups = np.array_split(np.argsort(probability, kind="stable"), bins)
     return float(sum(len(g) * abs(label[g].mean() - probability[g].mean()) for g in groups if len(g)) / len(label))
 
-# %% ../nbs/32_metrics.ipynb #6608d5c7
+# %% ../nbs/32_metrics.ipynb #1f40dc10
 def _sums(x, schema):    # (..., answers) -> (..., questions)
     "Added up over the answers of each question"
     return np.add.reduceat(x, [q.slice.start for q in schema.questions], axis=-1)
@@ -159,15 +159,20 @@ def _spread(x, schema):  # (..., questions) -> (..., answers)
     "Once for every answer of the question"
     return np.repeat(x, [len(q.answers) for q in schema.questions], axis=-1)
 
+def _numbers(x, what) -> np.ndarray:
+    "A copy as float64"
+    try: return np.array(x, float)
+    except (TypeError, ValueError) as e: raise InputError(f"{what}: expected numbers, as many in every row ({e})") from None
+
 def _where(bad, schema) -> str:
     "How many entries are `bad`, and where the first stands"
     row, answer = np.argwhere(bad)[0][-2:]
     return f"{bad.sum():,} of {bad.size:,}; the first: galaxy {row}, {schema.columns[answer]}"
 
-# %% ../nbs/32_metrics.ipynb #188745ac
+# %% ../nbs/32_metrics.ipynb #b99e2505
 def _check_concentrations(concentrations, galaxies, schema) -> np.ndarray:
     "As float64, (members, galaxies, answers)"
-    a, answers = np.asarray(concentrations, float), len(schema.columns)
+    a, answers = _numbers(concentrations, "concentrations"), len(schema.columns)
     if not 1 <= a.ndim <= 3 or a.shape[-1] != answers or (a.ndim > 1 and a.shape[-2] != galaxies) or not a.size:
         raise InputError(f"concentrations of shape {a.shape}: expected (members, {galaxies}, {answers}), or without "
                          f"members, for {galaxies} galaxies and the {answers} answers of schema {schema.name!r}")
@@ -179,11 +184,11 @@ def _check_concentrations(concentrations, galaxies, schema) -> np.ndarray:
 
 def _check_votes(votes, schema) -> np.ndarray:
     "As float64, (galaxies, answers), 0 for NaN"
-    k = np.array(votes, float)
+    k = _numbers(votes, "votes")
     k[np.isnan(k)] = 0
     if k.ndim != 2 or k.shape[1] != len(schema.columns):
         raise InputError(f"votes of shape {k.shape}: expected (galaxies, {len(schema.columns)}), a column for each "
-                         f"answer of schema {schema.name!r}")
+                         f"answer of schema {schema.name!r} (of a catalogue: catalog[schema.columns])")
     bad = ~np.isfinite(k) | (k < 0) | (k != np.floor(k))
     if bad.any(): raise InputError(f"Votes are whole numbers from 0 ({_where(bad, schema)}): fractions become votes "
                                    "with Schema.expected_votes and rounding")
@@ -192,7 +197,7 @@ def _check_votes(votes, schema) -> np.ndarray:
 
 def _check_true(true, galaxies, schema) -> np.ndarray:
     "As float64, (galaxies, answers), NaN where it is not known"
-    true = np.asarray(true, float)
+    true = _numbers(true, "true fractions")
     if true.shape != (galaxies, len(schema.columns)):
         raise InputError(f"true fractions of shape {true.shape}: expected ({galaxies}, {len(schema.columns)})")
     bad = (true < 0) | (true > 1)
@@ -217,11 +222,7 @@ def fraction_ranks(
 
 _TINY = 1e-8  # fractions nearer to 0 or 1 are 0 or 1
 
-# %% ../nbs/32_metrics.ipynb #64361fbe
-def _log_betabinom(k, n, a, b):
-    "Log probability of `k` of `n` under a beta-binomial"
-    return -betaln(k + 1, n - k + 1) - np.log(n + 1) + betaln(k + a, n - k + b) - betaln(a, b)
-
+# %% ../nbs/32_metrics.ipynb #b94c3b6f
 def count_ranks(
     concentrations,   # as in `fraction_ranks`
     votes,            # (galaxies, answers) counts
@@ -234,16 +235,21 @@ def count_ranks(
     n, rest = _spread(_sums(k, schema), schema), _spread(_sums(a, schema), schema) - a
     asked = n > 0
     k, n, a, rest = k[asked].astype(int), n[asked], a[:, asked], rest[:, asked]
-    start = np.concatenate([[0], np.cumsum(k + 1)[:-1]])       # every count 0..k of every entry, one after the other
+    start = np.concatenate([[0], np.cumsum(k + 1)[:-1]])   # every count 0..k of every entry, one after the other
     entry = np.repeat(np.arange(len(k)), k + 1)
-    upward = np.arange(len(entry)) - start[entry]
-    chance = np.mean([np.exp(_log_betabinom(upward, n[entry], b[entry], c[entry])) for b, c in zip(a, rest)], axis=0)
+    j = np.maximum(np.arange(len(entry)) - start[entry], 1)
+    def chances(a, b):   # of each count: beta-binomial, from that of 0 upward
+        steps = np.log((a[entry] + j - 1) / (b[entry] + n[entry] - j) * (n[entry] - j + 1) / j)
+        steps[start] = 0
+        summed = np.cumsum(steps)
+        return np.exp(summed + (betaln(a, b + n) - betaln(a, b) - summed[start])[entry])
+    chance = np.mean([chances(*pair) for pair in zip(a, rest)], axis=0)
     up_to, at = np.add.reduceat(chance, start), chance[start + k]
     ranks = np.full(asked.shape, np.nan)
     ranks[asked] = np.clip(up_to - at * np.random.default_rng(seed).uniform(size=len(k)), 0, 1)
     return ranks
 
-# %% ../nbs/32_metrics.ipynb #85687725
+# %% ../nbs/32_metrics.ipynb #c641e8cf
 def _ratios(
     top,                # (galaxies, questions) what is counted or added
     bottom,             # (galaxies, questions) out of what
@@ -251,19 +257,19 @@ def _ratios(
     level: float = .9,  # probability inside the interval
     seed: int = 0,
 ) -> np.ndarray:        # (questions, 3): sum of `top` over sum of `bottom`, lower, upper; NaN where `bottom` is 0
-    "Ratios of sums over galaxies, with percentile bootstrap intervals"
+    "Ratios of sums over galaxies, with percentile bootstrap intervals (of five galaxies or more)"
     rng, n = np.random.default_rng(seed), len(top)
     weights = np.stack([np.ones(n), *(np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(draws))])
     with np.errstate(invalid="ignore", divide="ignore"): values = (weights @ top) / (weights @ bottom)
     values[~np.isfinite(values)] = np.nan
     out = np.full((top.shape[1], 3), np.nan)
-    for i in np.flatnonzero(bottom.sum(0) > 0):
-        out[i] = values[0, i], *np.nanquantile(values[1:, i], [(1 - level) / 2, (1 + level) / 2])
+    out[:, 0], some = values[0], (bottom > 0).sum(0) >= 5   # of fewer galaxies, resampling says nothing
+    out[some, 1:] = np.nanquantile(values[1:, some], [(1 - level) / 2, (1 + level) / 2], axis=0).T
     return out
 
 def _with_all(x): return np.concatenate([x, x.sum(1, keepdims=True)], 1)
 
-# %% ../nbs/32_metrics.ipynb #eb616a7d
+# %% ../nbs/32_metrics.ipynb #58e8397b
 def coverage(
     ranks,                # (galaxies, answers) from `fraction_ranks` or `count_ranks`
     asked,                # (galaxies, questions) how many volunteers were asked
@@ -276,7 +282,7 @@ def coverage(
     "The share of galaxies and answers that the predicted intervals hold, with a 90% bootstrap interval"
     ranks, known = _check_ranks(ranks, asked, schema, min_asked)
     inside = known & (abs(2 * ranks - 1) <= level)
-    seen = np.maximum.reduceat(known, [q.slice.start for q in schema.questions], axis=1)
+    seen = _sums(known, schema) > 0
     rows = _ratios(_with_all(_sums(inside.astype(float), schema)), _with_all(_sums(known.astype(float), schema)), draws, seed=seed)
     table = pd.DataFrame(rows, [q.name for q in schema.questions] + ["all"], ["coverage", "lower90", "upper90"])
     table.insert(0, "galaxies", [*seen.sum(0), seen.any(1).sum()])
@@ -293,99 +299,104 @@ def _check_ranks(ranks, asked, schema, min_asked) -> tuple:
                                          "galaxies: there is nothing to compare with")
     return ranks, known
 
-# %% ../nbs/32_metrics.ipynb #4841085b
-def _panels(titles, width: float = 2.5, height: float = 2.7, ncols: int = 4):
-    "Small plots in the look of the house, one for each title"
+# %% ../nbs/32_metrics.ipynb #dea2198a
+def _panels(titles, width: float = 2.15, height: float = 2.35, ncols: int = 5) -> tuple:   # figure, axes
+    "Small plots in the look of the house, one for each title, with the diagonal"
     import matplotlib.pyplot as plt
     ncols = min(ncols, len(titles))
-    nrows = -(-len(titles) // ncols)
-    look = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": ".7", "grid.alpha": .4}
-    with plt.rc_context(look):
-        fig, axes = plt.subplots(nrows, ncols, figsize=(width * ncols, height * nrows), dpi=80, layout="constrained",
-                                 squeeze=False)
+    look = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": ".7", "grid.alpha": .4,
+            "axes.axisbelow": True}
+    shape = dict(figsize=(width * ncols, height * -(-len(titles) // ncols)), dpi=80, layout="constrained", squeeze=False)
+    with plt.rc_context(look): fig, axes = plt.subplots(-(-len(titles) // ncols), ncols, **shape)
     plt.close(fig)  # a notebook would show it twice
     axes = axes.ravel()
     for ax in axes[len(titles):]: ax.remove()
     for place, (ax, title) in enumerate(zip(axes, titles)):
         ax.plot([0, 1], [0, 1], color=".45", ls=":", lw=1.2)
-        ax.set(xlim=(0, 1), ylim=(0, 1.01), xticks=[0, .5, 1], yticks=[0, .5, 1])
-        ax.set_title(title, loc="left", size=9)
+        ax.set(xlim=(0, 1), ylim=(0, 1.01), xticks=[0, .5, 1], yticks=[0, .5, 1], xticklabels=["0", ".5", "1"], yticklabels=["0", ".5", "1"])
+        ax.set_title(title, loc="left", size=8.5)
         if place % ncols: ax.set_yticklabels([])
         if place + ncols < len(titles): ax.set_xticklabels([])
     return fig, axes[:len(titles)]
 
-def _questions_to_show(known, schema) -> list:
-    "Questions with anything to show, and how they are called: without the campaign where there is only one"
-    campaigns = {q.campaign for q in schema.questions}
-    return [(i, q, q.text if len(campaigns) == 1 else q.name) for i, q in enumerate(schema.questions) if known[:, q.slice].any()]
+def _shown(known, schema, names) -> tuple:   # questions, titles
+    "Questions with anything to show, and how many galaxies there are; no campaign where there is only one"
+    wanted = list(schema.questions) if names is None else [schema.question(name) for name in names]
+    galaxies = {q: known[:, q.slice].any(1).sum() for q in wanted}
+    found, one = [q for q in wanted if galaxies[q]], len({q.campaign for q in schema.questions}) == 1
+    if not found: raise InputError(f"too few volunteers were asked {' or '.join(q.name for q in wanted)}: there is nothing to plot")
+    return found, [f"{q.text if one else q.name}\n{galaxies[q]:,} galaxies" for q in found]
 
-# %% ../nbs/32_metrics.ipynb #0f887bda
+# %% ../nbs/32_metrics.ipynb #21b26e3f
 def plot_coverage(
     ranks: dict,          # name of a predictor: its ranks, (galaxies, answers), from `fraction_ranks` or `count_ranks`
     asked,                # (galaxies, questions) how many volunteers were asked
     schema: Schema,       # the decision tree of the columns
+    questions=None,       # names of those to plot; by default all that were asked
     min_asked: int = 5,   # galaxies with fewer answers to a question do not count for it
     draws: int = 200,     # bootstrap resamplings of the galaxies
     seed: int = 0,
 ):                        # matplotlib figure
     "Share inside the predicted interval against its nominal level, a plot each question; shaded: 90% bootstrap intervals"
+    if not ranks: raise InputError("there are no ranks to plot: give {name: ranks}")
     checked = {name: _check_ranks(rank, asked, schema, min_asked) for name, rank in ranks.items()}
-    shown = _questions_to_show(np.any([known for _, known in checked.values()], axis=0), schema)
-    fig, axes = _panels([title for *_, title in shown])
+    shown, titles = _shown(np.any([known for _, known in checked.values()], axis=0), schema, questions)
+    fig, axes = _panels(titles)
     levels = np.linspace(0, 1, 41)
     for (name, (rank, known)), colour in zip(checked.items(), PALETTE):
-        for ax, (_, q, _) in zip(axes, shown):
-            here = known[:, q.slice].sum(1)
-            spread = np.where(known[:, q.slice], abs(2 * rank[:, q.slice] - 1), np.inf)
-            inside = (spread[:, :, None] <= levels).sum(1)
-            value, lower, upper = _ratios(inside, here[:, None].repeat(len(levels), 1), draws, seed=seed).T
+        for ax, q in zip(axes, shown):
+            middle = np.where(known[:, q.slice], abs(2 * rank[:, q.slice] - 1), np.inf)
+            inside = np.stack([(middle <= level).sum(1) for level in levels], 1).astype(float)
+            out_of = np.repeat(known[:, q.slice].sum(1, keepdims=True), len(levels), 1).astype(float)
+            value, lower, upper = _ratios(inside, out_of, draws, seed=seed).T
             ax.fill_between(levels, lower, upper, color=colour, alpha=.25, lw=0)
             ax.plot(levels, value, color=colour, lw=1.6, label=name)
-    for ax, (i, q, _) in zip(axes, shown):
-        n = max(known[:, q.slice].any(1).sum() for _, known in checked.values())
-        ax.text(.97, .04, f"{n:,} galaxies", ha="right", size=8, color=".35", transform=ax.transAxes)
-    axes[0].legend(frameon=False, fontsize=8, loc="upper left", handlelength=1.2, borderaxespad=.1)
-    fig.supxlabel("predicted interval holds", size=10)
-    fig.supylabel("share found inside", size=10)
+    axes[0].legend(frameon=False, fontsize=7.5, loc="upper left", handlelength=1.2, borderaxespad=.1)
+    fig.supxlabel("nominal: share that the predicted interval should hold", size=10)
+    fig.supylabel("actual share", size=10)
     return fig
 
-# %% ../nbs/32_metrics.ipynb #3f705b2d
-def _expected(a, schema): return (a / _spread(_sums(a, schema), schema)).mean(0)  # (members, galaxies, answers) -> (galaxies, answers)
+# %% ../nbs/32_metrics.ipynb #7c473df2
+def _expected(a, schema) -> np.ndarray:   # (members, galaxies, answers) -> (galaxies, answers)
+    "The mean fraction under the equal mixture of the members"
+    return (a / _spread(_sums(a, schema), schema)).mean(0)
 
-def _bins(expected, asked, bins) -> np.ndarray:
-    "Which of `bins` of equal number each entry falls into; -1 where nobody was asked"
-    place = np.full(expected.shape, -1)
-    place[asked] = np.argsort(np.argsort(expected[asked], kind="stable"), kind="stable") * bins // max(asked.sum(), 1)
-    return place
+def _bins(expected, asked, bins) -> np.ndarray:   # (galaxies,), -1 where nobody was asked
+    "Which of `bins` of equal number each galaxy falls into; equal values share one"
+    if not asked.any(): return np.full(len(expected), -1)
+    edges = np.quantile(expected[asked], np.linspace(0, 1, bins + 1)[1:-1])
+    return np.where(asked, np.searchsorted(edges, expected, side="right"), -1)
 
+# %% ../nbs/32_metrics.ipynb #46bdab4d
 def plot_reliability(
     concentrations,       # as in `fraction_ranks`; expected fractions above 0 will do
     votes,                # (galaxies, answers) counts
     schema: Schema,       # the decision tree of the columns
-    bins: int = 10,       # of equal number of galaxies and answers
+    questions=None,       # names of those to plot; by default all that were asked
+    bins: int = 10,       # of equal number of galaxies, for each answer
     draws: int = 200,     # bootstrap resamplings of the galaxies
     seed: int = 0,
 ):                        # matplotlib figure
-    "Volunteers' mean fraction against the expected one, a plot each question; shaded: 90% bootstrap intervals"
+    "Share of the votes against the expected fraction, a plot each question; shaded: 90% bootstrap intervals"
     k = _check_votes(votes, schema)
     expected = _expected(_check_concentrations(concentrations, len(k), schema), schema)
     n = _spread(_sums(k, schema), schema)
-    shown = _questions_to_show(n > 0, schema)
-    fig, axes = _panels([title for *_, title in shown])
-    for ax, (_, q, _) in zip(axes, shown):
-        m, weight, said = (x[:, q.slice] for x in (expected, n, k))
-        here = _bins(m, weight > 0, bins)[:, :, None] == np.arange(bins)
-        top, bottom, middle = ((x[:, :, None] * here).sum(1) for x in (said, weight, weight * m))
-        value, lower, upper = _ratios(top, bottom, draws, seed=seed).T
-        x = middle.sum(0) / np.maximum(bottom.sum(0), 1)
-        use = np.isfinite(value)
-        height, edges = np.histogram(m[weight > 0], np.linspace(0, 1, 21))
+    shown, titles = _shown(n > 0, schema, questions)
+    fig, axes = _panels(titles)
+    for ax, q in zip(axes, shown):
+        height, edges = np.histogram(expected[:, q.slice][n[:, q.slice] > 0], np.linspace(0, 1, 21))
         ax.bar(edges[:-1], .25 * height / height.max(), .05, align="edge", color=".85", lw=0, zorder=0)
-        ax.fill_between(x[use], lower[use], upper[use], color=PALETTE[0], alpha=.3, lw=0)
-        ax.plot(x[use], value[use], color=PALETTE[0], lw=1.4, marker="o", ms=3)
-        ax.text(.03, .93, f"{(weight > 0).any(1).sum():,} galaxies", size=8, color=".35", transform=ax.transAxes)
-    fig.supxlabel("expected fraction", size=10)
-    fig.supylabel("fraction of volunteers", size=10)
+        for answer, colour in zip(q.answers, PALETTE):
+            m, asked, said = (x[:, answer.index] for x in (expected, n, k))
+            here = (_bins(m, asked > 0, bins)[:, None] == np.arange(bins)).astype(float)
+            value, lower, upper = _ratios(here * said[:, None], here * asked[:, None], draws, seed=seed).T
+            use = np.isfinite(value)
+            x = ((m * asked) @ here)[use] / (asked @ here)[use]
+            ax.fill_between(x, lower[use], upper[use], color=colour, alpha=.25, lw=0)
+            ax.plot(x, value[use], color=colour, lw=1.2, marker="o", ms=2, label=answer.text)
+        ax.legend(frameon=False, fontsize=6.5, loc="upper left", handlelength=.8, borderaxespad=.1, labelspacing=.2)
+    fig.supxlabel("expected fraction (grey: how often)", size=10)
+    fig.supylabel("share of the votes", size=10)
     return fig
 
 # %% ../nbs/32_metrics.ipynb #6d52f368
@@ -474,7 +485,7 @@ def _best_constant(k) -> np.ndarray:
     fit = minimize(loss, np.log(5 * share), jac=True, method="L-BFGS-B", bounds=[(np.log(1e-3), np.log(1e5))] * k.shape[1])
     return np.exp(fit.x)
 
-# %% ../nbs/32_metrics.ipynb #f80c0e12
+# %% ../nbs/32_metrics.ipynb #d1547e23
 def _sums_by_galaxy(a, k, schema, true, seed) -> dict:   # metric: (top, bottom), each (galaxies, questions)
     "What every metric adds up over galaxies, and what it is divided by"
     n = _sums(k, schema)
@@ -484,6 +495,7 @@ def _sums_by_galaxy(a, k, schema, true, seed) -> dict:   # metric: (top, bottom)
     sure = (n >= 5) & (np.maximum.reduceat(observed, starts, axis=1) > .8)
     answers = np.array([len(q.answers) for q in schema.questions])
     def inside(ranks): return _sums((abs(2 * ranks - 1) <= .9).astype(float), schema), _sums(np.isfinite(ranks).astype(float), schema)
+    true = None if true is None else _check_true(true, len(k), schema)
     sums = dict(nll=(mixture_nll(a, k, schema), (n > 0).astype(float)),
                 deviation=(n * _sums(abs(expected - observed), schema), n * answers),
                 accuracy=((sure & (likeliest == said)).astype(float), sure.astype(float)),
@@ -511,7 +523,7 @@ def votes_score(
         table[[name, f"{name}_lower90", f"{name}_upper90"]] = _ratios(_with_all(top), bottom, draws, seed=seed)
     return table.join(fraction_calibration(a, k, schema, seed=seed))
 
-# %% ../nbs/32_metrics.ipynb #5501045b
+# %% ../nbs/32_metrics.ipynb #0e33aac4
 def compare_predictors(
     predictors: dict,     # name: concentrations, as in `fraction_ranks`; the first is what the others are measured against
     votes,                # (galaxies, answers) counts
@@ -522,7 +534,7 @@ def compare_predictors(
 ) -> pd.DataFrame:        # rows (question, predictor); the columns of `votes_score`, and `gain` with its interval
     "`votes_score` of several predictors on the same galaxies, and the nats that each gains on the first"
     if not predictors: raise InputError("there is no predictor to compare: give {name: concentrations}")
-    asked = _with_all(schema.totals(np.asarray(votes, float))) > 0
+    asked = _with_all(_sums(_check_votes(votes, schema), schema)) > 0
     tables, first = {}, None
     for name, concentrations in predictors.items():
         nll = _with_all(mixture_nll(concentrations, votes, schema))
@@ -537,7 +549,9 @@ def with_intervals(
     digits: int = 3,       # after the point
 ) -> pd.DataFrame:         # text where there is an interval: "0.613 (0.598 to 0.630)"
     "A table to read: each number and its interval in one cell"
-    def cell(values): return "" if np.isnan(values.iloc[0]) else "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*values, d=digits)
+    def cell(values):
+        value, lower, upper = (f"{x:.{digits}f}" for x in values)
+        return "" if value == "nan" else f"{value} (too few)" if lower == "nan" else f"{value} ({lower} to {upper})"
     out = {}
     for name in table:
         if f"{name}_lower90" in table: out[name] = table[[name, f"{name}_lower90", f"{name}_upper90"]].apply(cell, axis=1)
