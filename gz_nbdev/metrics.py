@@ -249,7 +249,7 @@ def count_ranks(
     ranks[asked] = np.clip(up_to - at * np.random.default_rng(seed).uniform(size=len(k)), 0, 1)
     return ranks
 
-# %% ../nbs/32_metrics.ipynb #c641e8cf
+# %% ../nbs/32_metrics.ipynb #cbf10eca
 def _ratios(
     top,                # (galaxies, questions) what is counted or added
     bottom,             # (galaxies, questions) out of what
@@ -264,12 +264,12 @@ def _ratios(
     values[~np.isfinite(values)] = np.nan
     out = np.full((top.shape[1], 3), np.nan)
     out[:, 0], some = values[0], (bottom > 0).sum(0) >= 5   # of fewer galaxies, resampling says nothing
-    out[some, 1:] = np.nanquantile(values[1:, some], [(1 - level) / 2, (1 + level) / 2], axis=0).T
+    for i in np.flatnonzero(some): out[i, 1:] = np.nanquantile(values[1:, i], [(1 - level) / 2, (1 + level) / 2])
     return out
 
 def _with_all(x): return np.concatenate([x, x.sum(1, keepdims=True)], 1)
 
-# %% ../nbs/32_metrics.ipynb #58e8397b
+# %% ../nbs/32_metrics.ipynb #eb5e24f5
 def coverage(
     ranks,                # (galaxies, answers) from `fraction_ranks` or `count_ranks`
     asked,                # (galaxies, questions) how many volunteers were asked
@@ -278,13 +278,13 @@ def coverage(
     min_asked: int = 5,   # galaxies with fewer answers to a question do not count for it
     draws: int = 500,     # bootstrap resamplings of the galaxies
     seed: int = 0,
-) -> pd.DataFrame:        # one row a question and a last row "all": galaxies, coverage, lower90, upper90
+) -> pd.DataFrame:        # one row a question and a last row "all": galaxies, coverage with its interval
     "The share of galaxies and answers that the predicted intervals hold, with a 90% bootstrap interval"
     ranks, known = _check_ranks(ranks, asked, schema, min_asked)
     inside = known & (abs(2 * ranks - 1) <= level)
     seen = _sums(known, schema) > 0
     rows = _ratios(_with_all(_sums(inside.astype(float), schema)), _with_all(_sums(known.astype(float), schema)), draws, seed=seed)
-    table = pd.DataFrame(rows, [q.name for q in schema.questions] + ["all"], ["coverage", "lower90", "upper90"])
+    table = pd.DataFrame(rows, [q.name for q in schema.questions] + ["all"], ["coverage", "coverage_lower90", "coverage_upper90"])
     table.insert(0, "galaxies", [*seen.sum(0), seen.any(1).sum()])
     return table
 
@@ -299,15 +299,16 @@ def _check_ranks(ranks, asked, schema, min_asked) -> tuple:
                                          "galaxies: there is nothing to compare with")
     return ranks, known
 
-# %% ../nbs/32_metrics.ipynb #dea2198a
-def _panels(titles, width: float = 2.15, height: float = 2.35, ncols: int = 5) -> tuple:   # figure, axes
+# %% ../nbs/32_metrics.ipynb #1832ac8b
+def _panels(titles, width: float = 2.15, height: float = 2.25, ncols: int = 5) -> tuple:   # figure, axes
     "Small plots in the look of the house, one for each title, with the diagonal"
     import matplotlib.pyplot as plt
     ncols = min(ncols, len(titles))
     look = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": ".7", "grid.alpha": .4,
             "axes.axisbelow": True}
-    shape = dict(figsize=(width * ncols, height * -(-len(titles) // ncols)), dpi=80, layout="constrained", squeeze=False)
-    with plt.rc_context(look): fig, axes = plt.subplots(-(-len(titles) // ncols), ncols, **shape)
+    nrows = -(-len(titles) // ncols)
+    shape = dict(figsize=(width * ncols, height * nrows + .4), dpi=80, layout="constrained", squeeze=False)
+    with plt.rc_context(look): fig, axes = plt.subplots(nrows, ncols, **shape)
     plt.close(fig)  # a notebook would show it twice
     axes = axes.ravel()
     for ax in axes[len(titles):]: ax.remove()
@@ -367,7 +368,7 @@ def _bins(expected, asked, bins) -> np.ndarray:   # (galaxies,), -1 where nobody
     edges = np.quantile(expected[asked], np.linspace(0, 1, bins + 1)[1:-1])
     return np.where(asked, np.searchsorted(edges, expected, side="right"), -1)
 
-# %% ../nbs/32_metrics.ipynb #46bdab4d
+# %% ../nbs/32_metrics.ipynb #a9136955
 def plot_reliability(
     concentrations,       # as in `fraction_ranks`; expected fractions above 0 will do
     votes,                # (galaxies, answers) counts
@@ -394,7 +395,7 @@ def plot_reliability(
             x = ((m * asked) @ here)[use] / (asked @ here)[use]
             ax.fill_between(x, lower[use], upper[use], color=colour, alpha=.25, lw=0)
             ax.plot(x, value[use], color=colour, lw=1.2, marker="o", ms=2, label=answer.text)
-        ax.legend(frameon=False, fontsize=6.5, loc="upper left", handlelength=.8, borderaxespad=.1, labelspacing=.2)
+        ax.legend(frameon=False, fontsize=7, loc="upper left", handlelength=.8, borderaxespad=.1, labelspacing=.2)
     fig.supxlabel("expected fraction (grey: how often)", size=10)
     fig.supylabel("share of the votes", size=10)
     return fig
