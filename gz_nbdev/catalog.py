@@ -6,8 +6,8 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/catalog.html.md"""
 
 # %% auto #0
 __all__ = ['ID_NAMES', 'FILE_NAMES', 'RA_NAMES', 'DEC_NAMES', 'FORMATS', 'GZ1_CLASSES', 'read_table', 'read_ring_catalog',
-           'read_hart16', 'read_kaggle', 'read_efigi', 'read_gz1', 'read_catalog', 'Finding', 'Report', 'match_sky',
-           'match_ids', 'check_catalog', 'split_catalog']
+           'read_hart16', 'read_kaggle', 'read_decals', 'read_efigi', 'read_gz1', 'read_catalog', 'Finding', 'Report',
+           'match_sky', 'match_ids', 'check_catalog', 'split_catalog']
 
 # %% ../nbs/05_catalog.ipynb #514c803a
 import csv
@@ -270,7 +270,7 @@ def _find_schema(columns, notes: list):   # Schema or None
 
 def _clean_votes(table: pd.DataFrame, schema: Schema, notes: list) -> int:
     "Blank votes to 0, in place; how many there were"
-    old = [c for c in table if c.endswith("-v1") and c.startswith("merging_")]
+    old = [c for c in table if c.endswith("-v1") and c.startswith("merging")]
     merging = [c for c in schema.columns if c.startswith("merging") and c in table]
     judged = table[old].fillna(0).gt(0).any(axis=1) if old else pd.Series(False, table.index)
     if judged.any():
@@ -362,6 +362,15 @@ def read_hart16(
     return _standard(pd.concat([table, votes], axis=1), root, None, notes)
 
 # %% ../nbs/05_catalog.ipynb #3a4d6d1a
+def _need_shares(table: pd.DataFrame, columns, which: str) -> None:
+    "An error where one of `columns` holds anything but numbers from 0 to 1"
+    for column in columns:
+        bad = ~pd.to_numeric(table[column], errors="coerce").between(0, 1.001).to_numpy()
+        if bad.any() or table[column].dtype == object:
+            value = table[column].iloc[bad.argmax()]
+            raise InputError(f"The {which} table has {value!r} in column {column!r}, row {bad.argmax()}: a share from 0 to 1 "
+                             "is needed in every row")
+
 def read_kaggle(
     source,         # path or table with GalaxyID and Class1.1 .. Class11.6
     root=None,      # folder of the pictures, named by GalaxyID
@@ -373,10 +382,42 @@ def read_kaggle(
         order = np.argsort(np.argsort([int(n) for n in numbers])) + 1
         names = [f"Class{int(task[1:])}.{place}" for place in order]
         _need(table, names, "Kaggle")
+        _need_shares(table, names, "Kaggle")
         asked = table[names].sum(axis=1).where(lambda total: total > 1e-6)
         fractions |= {f"{c}_fraction": table[name] / asked for c, name in zip(question.columns, names)}
     notes = ["fractions, not counts: the challenge does not say how many were asked"]
     return _standard(pd.concat([table, pd.DataFrame(fractions)], axis=1), root, None, notes)
+
+# %% ../nbs/05_catalog.ipynb #1468824f
+def _decals_tree(columns) -> Schema:
+    "Which of the two trees of Galaxy Zoo DECaLS these columns are of"
+    have = {str(c).removesuffix("_fraction") for c in columns}
+    lacking = {name: [f"{q.text}_{a.text}" for q in get_schema(name).questions for a in q.answers
+                      if f"{q.text}_{a.text}" not in have] for name in ("dr5", "dr12")}
+    name = min(lacking, key=lambda name: len(lacking[name]))
+    if lacking[name]:
+        raise InputError(f"Not a table of Galaxy Zoo DECaLS: it lacks {', '.join(lacking[name][:4])}; for the first, "
+                         f"{near_names(lacking[name][0], columns)}")
+    return get_schema(name)
+
+def read_decals(
+    source,         # path or table: `gz_decals_volunteers_1_and_2`, `..._volunteers_5`, `gz_decals_auto_posteriors`
+    root=None,      # folder of the pictures
+) -> pd.DataFrame:  # catalog; votes, fractions and the rest carry `-dr12` or `-dr5` in the question's name
+    "Galaxy Zoo DECaLS as published on Zenodo"
+    table, notes = read_table(source), []
+    schema = _decals_tree(table.columns)
+    full = {q.text: q.name for q in schema.questions}
+    parts = {c: c.partition("_") for c in table}
+    table = table.rename(columns={c: f"{full[q]}_{rest}" for c, (q, _, rest) in parts.items() if q in full and rest})
+    if schema.columns[0] not in table:
+        notes.append("fractions of a network, not counts: to compare with, not to learn from; the volunteers' tables have counts")
+    if "wrong_size_warning" in table:
+        wrong = table["wrong_size_warning"].astype("str").str.lower().isin(["true", "1", "1.0"])
+        table = table.assign(wrong_size_warning=wrong)
+        if wrong.any(): notes.append(f"{_count(int(wrong.sum()), 'galaxy')} with wrong_size_warning: shown at the wrong "
+                                     "scale. Leave them out: catalog[~catalog.wrong_size_warning]")
+    return _standard(table, root, None, notes)
 
 # %% ../nbs/05_catalog.ipynb #1c606755
 GZ1_CLASSES = ("elliptical", "clockwise", "anticlockwise", "edge-on", "unknown", "merger")
@@ -405,6 +446,8 @@ def read_gz1(
 # %% ../nbs/05_catalog.ipynb #5c797953
 _SIGNS = ((("t01_smooth_or_features_a01_smooth_weighted_fraction",), read_hart16),
           (("Class1.1", "Class11.6"), read_kaggle), ((_RING, _FACE_ON), read_ring_catalog),
+          (("iauname", "wrong_size_warning", _SMOOTH), read_decals), ((f"{_SMOOTH[:-9]}_debiased",), read_decals),
+          (("bar_yes", "bulge-size_obvious", "how-rounded_completely", "merging_tidal-debris"), read_decals),
           (("ring", _FEATURED, _FACE_ON), read_ring_catalog), (("OBJID", "CLASS"), read_gz1),
           (("Inner_Ring", "Outer_Ring", "Pseudo_Ring"), read_efigi))
 
