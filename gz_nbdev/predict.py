@@ -443,17 +443,20 @@ def calibrate(
     catalog: pd.DataFrame,    # validation galaxies: `id_str` and votes
     source,                   # pictures of these galaxies; others in it are left alone
     turns: int = 4,           # as `predict` will be called
+    passes: int = 1,          # likewise
     batch_size: int = 256,
+    seed: int = 0,            # of the dropout
     device=None,              # default fastai's
 ) -> Weights:                 # the same network, with the temperature in its `info`
     "Fit the temperature of a network on galaxies that did not train it"
     device = torch.device(device or default_device())
     plain = _networks(replace(weights, info=weights.info | dict(temperature=None)), device)
+    _check_passes(plain, turns, passes)
     votes = pd.DataFrame(_values(catalog, plain[0].schema.columns, plain[0].schema.name), catalog["id_str"])
     def others(ids): return ~np.isin(ids, votes.index)
     ids, parts = [], []
     for batch, pixels in iter_batches(source, weights.view, batch_size, done=others):
-        a = _concentrations(plain, pixels, batch, turns, 1, 0, device)
+        a = _concentrations(plain, pixels, batch, turns, passes, seed, device)
         fine = np.isfinite(a).all((0, 2))
         parts.append(a[:, fine])
         ids += [i for i, ok in zip(batch, fine) if ok]
@@ -476,8 +479,9 @@ def published_catalog(
     for q in schema.questions:
         new |= {f"{a.column}_fraction": f"{q.text}_{a.text}_fraction" for a in q.answers}
         new[f"{q.name}_proportion_volunteers_asked"] = f"{q.text}_proportion_volunteers_asked"
-    for ours, theirs in new.items():
-        if ours not in table: raise InputError(f"The table has no column {ours!r}: {near_names(ours, table.columns)}")
-        if list(new.values()).count(theirs) > 1:
-            raise InputError(f"Without campaigns {theirs!r} would stand for several columns: give the schema of one campaign")
+    twice = pd.Series(new.values())[pd.Series(new.values()).duplicated()]
+    if len(twice):
+        raise InputError(f"Without campaigns {twice.iloc[0]!r} would stand for several columns: give the schema of one campaign")
+    for column in new:
+        if column not in table: raise InputError(f"The table has no column {column!r}: {near_names(column, table.columns)}")
     return table[list(new)].rename(columns=new)
