@@ -6,9 +6,9 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/zooniverse.html.md"""
 
 # %% auto #0
 __all__ = ['Task', 'Workflow', 'read_workflow', 'export_report', 'read_classifications', 'read_subjects', 'add_subjects',
-           'campaign']
+           'campaign', 'read_reductions', 'write_exports']
 
-# %% ../nbs/07_zooniverse.ipynb #237085d5
+# %% ../nbs/07_zooniverse.ipynb #0474be57
 import csv
 import gzip
 import io
@@ -18,6 +18,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 
@@ -117,14 +118,14 @@ def _asked_after(tasks: dict, first: str) -> dict:   # task: set of (task, place
         return known[key]
     return {key: find(key) for key in reached}
 
-# %% ../nbs/07_zooniverse.ipynb #f5782bf8
+# %% ../nbs/07_zooniverse.ipynb #41325f1d
 _FILLERS = set("a an the is are was were it its this that there these of in on do does did you see any be could would can "
-               "to at if so what which whether".split())
+               "to at if so what which whether and or with".split())
 
 def _question_name(task: Task, taken) -> str:
     "A short name from the words of a question"
     words = [word for word in _slug(task.text).split("-") if word and word not in _FILLERS]
-    name = "-".join(words[:6]) or _slug(task.text) or task.key.lower()
+    name = "-".join(words[:4]) or _slug(task.text) or task.key.lower()
     return f"{name}-{task.key.lower()}" if name in taken else name
 
 def _answer_names(task: Task) -> list:
@@ -329,7 +330,7 @@ def _choose_workflow(rows: list, workflow, version, name: str) -> dict:
                          f"{near_names(version, have[::-1])}")
     return found[-1]
 
-# %% ../nbs/07_zooniverse.ipynb #743d52fa
+# %% ../nbs/07_zooniverse.ipynb #0fe83948
 def _json(row: dict, column: str, where: str) -> dict:
     "The JSON in a cell of a workflow export"
     try: value = json.loads(row.get(column) or "{}")
@@ -337,6 +338,12 @@ def _json(row: dict, column: str, where: str) -> dict:
         raise InputError(f"{where}: the column {column!r} is broken ({e}). Download the export again") from e
     if not isinstance(value, dict): raise InputError(f"{where}: the column {column!r} holds no object but {value!r:.40}")
     return value
+
+def _first_task(tasks: dict, said) -> str:
+    "The task that is put first: the one that is said to be, or one to which nothing leads"
+    if said in tasks: return said
+    edges = _edges(tasks)
+    return next((key for key in ("init", *tasks) if key in tasks and not edges[key]), next(iter(tasks)))
 
 def read_workflow(
     path,                   # the workflow export, `...-workflows.csv`
@@ -351,9 +358,9 @@ def read_workflow(
     tasks, strings = _json(row, "tasks", title), _json(row, "strings", title)
     tasks = {key: task for key, task in tasks.items() if isinstance(task, dict)}
     if not tasks: raise InputError(f"{title} has no tasks")
-    edges, first = _edges(tasks), (row.get("first_task") or "").strip()
-    if first not in tasks: first = next((key for key in ("init", *tasks) if key in tasks and not edges[key]), next(iter(tasks)))
-    rows, done, notes = _build(tasks, strings, first, names, title)
+    try: rows, done, notes = _build(tasks, strings, _first_task(tasks, row.get("first_task")), names, title)
+    except (AttributeError, TypeError, KeyError, RecursionError) as e:
+        raise InputError(f"{title}: its tasks are not as Zooniverse writes them ({type(e).__name__}: {e})") from e
     if not rows: raise InputError(f"{title} asks no question with answers to choose from. {'; '.join(notes)}")
     called = row.get("display_name") or f"workflow {row['workflow_id']}"
     questions = Schema.from_dict(dict(name=called, questions=[
@@ -425,8 +432,9 @@ def _ballot(annotations, boxes: dict, uncounted=()) -> tuple:   # indices of vot
     return (tuple(sorted(index for indices in votes.values() for index in indices)),
             tuple(pair for pairs in unknown.values() for pair in pairs))
 
-# %% ../nbs/07_zooniverse.ipynb #cf8f9d68
+# %% ../nbs/07_zooniverse.ipynb #ff8eae83
 _BLOCK, _LONGEST = 1 << 24, 1 << 28   # bytes that are read at once; bytes of the longest row
+_BREAKS_OFF = "the file breaks off here"
 _STARTS = re.compile(rb'"?\d+"?[,;\t]')   # how a row begins: with the number of a classification or subject
 
 def _read_upto(file, size: int) -> tuple:   # bytes, whether the file breaks off
@@ -481,7 +489,7 @@ def _by_line(block: bytes, names: list, columns: list, separator: str, line: int
     table = {c: pa.array([row[names.index(c)] for row in rows], pa.string()) for c in columns}
     return pa.table(table), np.array(lines, int), bad
 
-# %% ../nbs/07_zooniverse.ipynb #426f1e5f
+# %% ../nbs/07_zooniverse.ipynb #9d07bb5a
 def _parse(block: bytes, names: list, columns: list, separator: str, line: int) -> tuple:
     "A block of rows as (table of `columns`, line of each row, broken rows: line, id, what)"
     import pyarrow as pa
@@ -509,13 +517,17 @@ def _tables(path: Path, separator: str, names: list, columns: list):
                 stop = _last_start(block)
                 block, rest = block[:stop], block[stop:]
                 if len(rest) > _LONGEST: raise InputError(f"{path.name}: line {line} has no end")
+            if broken: block = block[:block.rfind(b"\n") + 1]
             table, lines, bad = _parse(block, names, columns, separator, line) if block else (None, None, [])
-            if broken: bad.append((line + block.count(b"\n"), "", "the file breaks off here"))
+            last = line + block.count(b"\n")
+            if bad and not block.endswith(b"\n") and bad[-1][0] == last: bad[-1] = (*bad[-1][:2], _BREAKS_OFF)
+            if broken: bad.append((last, "", _BREAKS_OFF))
             if block or bad: yield table, lines, bad, raw.tell()
             line += block.count(b"\n")
             if not data or broken: return
 
-# %% ../nbs/07_zooniverse.ipynb #812102dc
+# %% ../nbs/07_zooniverse.ipynb #7eebec97
+@lru_cache
 def _key(name) -> str:
     "A key of a subject's metadata without marks and capitals"
     return re.sub(r"^[\s!#/@&]+", "", str(name)).strip().lower()
@@ -534,11 +546,10 @@ def _of_subject(text: str, subject: str, wanted: set) -> dict:
     known = _flatten(data[subject]) if isinstance(data[subject], dict) else {}
     return {key: value for key, value in known.items() if key in wanted and value not in (None, "")}
 
-# %% ../nbs/07_zooniverse.ipynb #6d3ac7db
+# %% ../nbs/07_zooniverse.ipynb #8f314e48
 def _codes(values, known: dict) -> np.ndarray:
     "A number for each text of an Arrow array; new ones go into `known`"
     coded = values.combine_chunks().dictionary_encode()
-    coded = coded.combine_chunks() if hasattr(coded, "combine_chunks") else coded
     numbers = [known.setdefault(text, len(known)) for text in coded.dictionary.to_pylist()]
     return np.array(numbers, np.int64)[coded.indices.to_numpy()]
 
@@ -553,7 +564,7 @@ def _people(table, known: dict) -> np.ndarray:
         person = pc.if_else(pc.equal(column("user_id"), ""), person, signed)
     return np.where(pc.equal(person, "").to_numpy(), -1, _codes(person, known))
 
-# %% ../nbs/07_zooniverse.ipynb #0542c9f2
+# %% ../nbs/07_zooniverse.ipynb #73c74421
 _NEEDED = ("classification_id", "user_name", "workflow_id", "workflow_version", "created_at", "metadata", "annotations",
            "subject_data")
 _MAYBE = ("user_id", "user_ip", "gold_standard", "subject_ids")
@@ -573,12 +584,12 @@ class _Tally:
         if number is None:
             if len(self.seen) > _REMEMBERED: self.seen.clear()
             try: ballot = _ballot(json.loads(text), self.boxes, self.workflow.uncounted)
-            except (ValueError, RecursionError, TypeError, AttributeError): number = -1
+            except (ValueError, RecursionError, TypeError, ArithmeticError): number = -1
             else: number = self.ballots.setdefault(ballot, len(self.ballots))
             self.seen[text] = number
         return number
 
-# %% ../nbs/07_zooniverse.ipynb #441a9363
+# %% ../nbs/07_zooniverse.ipynb #eb1ac6b8
 def _counter(values) -> Counter:
     "How often each text of an Arrow array comes"
     return Counter({pair["values"]: pair["counts"] for pair in values.value_counts().to_pylist()})
@@ -599,8 +610,8 @@ def _belongs(self: _Tally, table, lines) -> np.ndarray:   # rows that may count,
         self.aside[why] += int(hit.sum())
         return np.flatnonzero(hit)
     for column, ends in (("annotations", "[]"), ("metadata", "{}"), ("subject_data", "{}")):
-        text = pc.utf8_trim_whitespace(table[column])
-        for row in aside(pc.invert(pc.and_(pc.starts_with(text, ends[0]), pc.ends_with(text, ends[1]))), "broken"):
+        whole = pc.and_(pc.starts_with(table[column], ends[0]), pc.ends_with(table[column], ends[1]))
+        for row in aside(pc.invert(whole), "broken"):
             self.broken.append((int(lines[row]), table["classification_id"][int(row)].as_py(), column))
     if self.workflow.id:
         for row in aside(pc.not_equal(table["workflow_id"], self.workflow.id), "workflow"):
@@ -614,7 +625,7 @@ def _belongs(self: _Tally, table, lines) -> np.ndarray:   # rows that may count,
     aside(pc.match_substring_regex(table["metadata"], r'"live_project"\s*:\s*false'), "live")
     return kept
 
-# %% ../nbs/07_zooniverse.ipynb #bc861e78
+# %% ../nbs/07_zooniverse.ipynb #a054ae5f
 def _times(values) -> np.ndarray:
     "`2018-02-20 10:44:42 UTC` in seconds; the end of time where it is missing"
     import pyarrow.compute as pc
@@ -623,13 +634,12 @@ def _times(values) -> np.ndarray:
     return pc.fill_null(time, np.iinfo(np.int64).max).to_numpy()
 
 @patch
-def _take_subjects(self: _Tally, subjects, data, kept) -> list:   # rows whose subject_data is broken
+def _take_subjects(self: _Tally, subjects, names, data, kept) -> list:   # rows whose subject_data is broken
     "Keep what the first good row of each subject says about it"
-    names, broken = None, []
+    broken = []
     for code, row in zip(*np.unique(np.where(kept, subjects, -1), return_index=True)):
         if code < 0 or code in self.metadata: continue
-        if names is None: names = list(self.subjects)
-        try: self.metadata[int(code)] = _of_subject(data[int(row)].as_py(), names[code], self.wanted)
+        try: self.metadata[int(code)] = _of_subject(data[int(row)].as_py(), names[int(row)].as_py(), self.wanted)
         except (ValueError, RecursionError, TypeError): broken.append(int(row))
     return broken
 
@@ -638,19 +648,19 @@ def add(self: _Tally, table, lines, bad):
     "Count one block of the file"
     import pyarrow.compute as pc
     self.broken += bad
+    self.rows += len(bad) + (table.num_rows if table is not None else 0)
     if table is None or not table.num_rows: return
-    self.rows += table.num_rows
     kept = self._belongs(table, lines)
     table, lines = table.filter(kept), lines[kept]
     if not table.num_rows: return
     coded = table["annotations"].combine_chunks().dictionary_encode()
     ballots = np.array([self.ballot(text) for text in coded.dictionary.to_pylist()], np.int32)[coded.indices.to_numpy()]
-    if "subject_ids" in table.column_names: subjects = table["subject_ids"]
-    else: subjects = pc.struct_field(pc.extract_regex(table["subject_data"], r'^\s*\{\s*"(?P<id>[^"]*)"'), "id")
-    subjects, people, times = _codes(subjects, self.subjects), _people(table, self.people), _times(table["created_at"])
+    if "subject_ids" in table.column_names: names = table["subject_ids"]
+    else: names = pc.struct_field(pc.extract_regex(table["subject_data"], r'^\{\s*"(?P<id>[^"]*)"'), "id")
+    subjects, people, times = _codes(names, self.subjects), _people(table, self.people), _times(table["created_at"])
     kept = ballots >= 0
     bad = [(row, "annotations") for row in np.flatnonzero(~kept)]
-    bad += [(row, "subject_data") for row in self._take_subjects(subjects, table["subject_data"], kept)]
+    bad += [(row, "subject_data") for row in self._take_subjects(subjects, names, table["subject_data"], kept)]
     for row, column in bad:
         kept[row] = False
         self.broken.append((int(lines[row]), table["classification_id"][int(row)].as_py(), column))
@@ -731,11 +741,11 @@ def export_report(
     if not findings: raise InputError("This table has no report: it was not read from an export, or lost its `attrs` on the way")
     return Report(findings, "export")
 
-# %% ../nbs/07_zooniverse.ipynb #6e90f440
+# %% ../nbs/07_zooniverse.ipynb #5eba2f09
 def _refuse(tally: _Tally, counted: int, name: str) -> None:
     "Raise where what was read is not what was meant"
     def shown(counter): return ", ".join(f"{key} ({n:,})" for key, n in counter.most_common(8))
-    total, flow = tally.rows + sum("cells" in bad[2] for bad in tally.broken), tally.workflow
+    total, flow = tally.rows, tally.workflow
     if not total: raise InputError(f"{name} has no classification below its first line")
     if len(tally.broken) > total / 2:
         line, key, what = tally.broken[0]
@@ -878,7 +888,7 @@ def read_subjects(
     table.attrs = dict(findings=[asdict(finding) for finding in findings])
     return table
 
-# %% ../nbs/07_zooniverse.ipynb #1f66b2cf
+# %% ../nbs/07_zooniverse.ipynb #ed0d2dd6
 def add_subjects(
     votes: pd.DataFrame,      # as `read_classifications` gives it
     subjects: pd.DataFrame,   # as `read_subjects` gives it
@@ -892,7 +902,7 @@ def add_subjects(
     if unknown == len(votes) and unknown:
         raise InputError(f"None of the {unknown:,} subjects with votes is in the table of subjects: is it another project's? "
                          f"Votes have {votes.subject_id.iloc[0]}, subjects {subjects.subject_id.iloc[0]}")
-    if (table.id_str == table.subject_id).all():
+    if id_name or (table.id_str == table.subject_id).all():
         ids = _choose_id(table.drop(columns=["id_str", *votes.columns.intersection(["classifications"])]), id_name, notes)
         if ids is not None: table["id_str"] = ids
     table = _add_position(_add_files(table, None, notes), notes)
@@ -926,3 +936,343 @@ def campaign(
     attrs, table = table.attrs, table[first + [c for c in table if c not in first]]
     table.attrs = attrs
     return table
+
+# %% ../nbs/07_zooniverse.ipynb #c4c5a35f
+def _whole_numbers(values: pd.Series, lines: pd.Index, name: str) -> np.ndarray:
+    "A column of counts; blanks are 0"
+    numbers = pd.to_numeric(values.str.strip().replace("", "0"), errors="coerce")
+    bad = ~(numbers >= 0) | (numbers % 1 != 0)
+    if bad.any():
+        line = int(bad.to_numpy().argmax())
+        raise InputError(f"{name}, line {lines[line] + 2}: {values.name!r} is {values.iloc[line]!r}, which is no count. Only "
+                         "the tables of question reducers hold votes")
+    return numbers.to_numpy(np.int64)
+
+def _reduced(task: Task, keys: list) -> dict:   # key: places of the answers; None where it is none
+    "Which answers the `data.` columns of one task count"
+    slugs = {_slug(label): place for place, label in reversed(list(enumerate(task.labels)))}
+    slugs |= {_slug(alias): place for place, alias in enumerate(task.aliases)}
+    def raw(label): return re.sub(r"[\W_]+", "-", label.casefold()).strip("-")
+    slugs = {raw(label): place for place, label in enumerate(task.labels)} | slugs
+    numbered = all(key.isdigit() for part in keys for key in part.split("+")) and ("0" in keys or not {*keys} <= {*slugs})
+    def place(key):
+        if numbered: return int(key) if int(key) < len(task.labels) else None
+        return slugs.get(_slug(key), slugs.get(raw(key)))
+    found = {}
+    for key in keys:
+        places = [] if key in ("None", "none") and "none" not in slugs else [place(part) for part in (
+            [key] if task.kind == "single" or raw(key) in slugs else key.split("+"))]
+        found[key] = None if None in places else places
+    return found
+
+# %% ../nbs/07_zooniverse.ipynb #57841234
+def _task_votes(rows: pd.DataFrame, task: Task, name: str) -> tuple:   # table of votes, unknown keys
+    "The votes of one task from its rows"
+    data = {c.removeprefix("data."): _whole_numbers(rows[c], rows.index, name) for c in rows if c.startswith("data.")}
+    data = {key: counts for key, counts in data.items() if counts.any()}
+    places = _reduced(task, list(data))
+    unknown = Counter({(task.key, key): int(data[key].sum()) for key in data if places[key] is None})
+    votes = np.zeros((len(rows), len(task.labels)), np.int64)
+    asked = sum((data[key] for key in data if places[key] is not None), np.zeros(len(rows), np.int64))
+    for key in data:
+        for place in places[key] or (): votes[:, place] += data[key]
+    table = pd.DataFrame(votes, rows.subject_id, list(task.columns))
+    if task.kind == "single": return table[[c for c in table if c]], unknown
+    if not any(key not in ("None", "none") and len(places[key] or "") > 1 for key in data): return table[[]], unknown
+    return table.join(pd.DataFrame(asked[:, None] - votes, rows.subject_id, [f"{c[:-4]}_no" for c in task.columns])), unknown
+
+def read_reductions(
+    path,                   # `question_reducer_*.csv` of panoptes_aggregation, or the reductions of Caesar
+    workflow: Workflow,     # as `read_workflow` gives it
+) -> pd.DataFrame:          # id_str, subject_id, votes
+    "The votes of a table of reductions, one row a subject"
+    if not isinstance(workflow, Workflow): raise InputError("Reductions make sense only with their workflow: read_workflow(...)")
+    path, separator, names = _header(path, ("subject_id",), "reduction")
+    if not any(name.startswith("data.") for name in names):
+        raise InputError(f"{path.name} has no column 'data.<answer>': {near_names('data.yes', names)}")
+    try: table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, EOFError, OSError, zlib.error) as e:
+        raise InputError(f"{path.name} cannot be read: {e}. Download it again") from e
+    if "workflow_id" in table and workflow.id: table = table[table.workflow_id == workflow.id]
+    if not len(table): raise InputError(f"{path.name} has no row of workflow {workflow.id} ({workflow.name})")
+    keys = [task.key for task in workflow.tasks]
+    if "task" not in table: table["task"] = table.get("reducer_key", pd.Series("", table.index)).str.extract(r"(?i)\b(T\d+|init)\b")[0].fillna(
+        keys[0] if len(keys) == 1 else "")
+    return _reductions(table, workflow, path.name)
+
+# %% ../nbs/07_zooniverse.ipynb #002b7782
+def _reductions(table: pd.DataFrame, workflow: Workflow, name: str) -> pd.DataFrame:
+    "The votes of all tasks side by side"
+    twice = table[table.duplicated(["subject_id", "task"])]
+    if len(twice):
+        reducers = ", ".join(table.get("reducer_key", pd.Series(dtype=str)).unique()[:4])
+        raise InputError(f"{name} has {len(twice):,} rows for a subject and task that came before (subject "
+                         f"{twice.subject_id.iloc[0]}, {twice.task.iloc[0]}): keep the rows of one reducer ({reducers})")
+    votes = pd.DataFrame(0, pd.Index(table.subject_id.unique(), dtype="str"), workflow.columns)
+    unknown, notes = Counter(), []
+    for task in workflow.tasks:
+        rows = table[table.task == task.key]
+        counts, more = _task_votes(rows, task, name) if len(rows) else (votes.iloc[:0, :0], Counter())
+        unknown.update(more)
+        votes.loc[counts.index, counts.columns] = counts
+        if not len(counts.columns): notes.append(f"votes not used: {task.key} " + (
+            "counts its options one by one, how many were asked is not known" if len(rows) else "is not in the file"))
+    if not votes.to_numpy().any():
+        raise InputError(f"{name} looks like the reductions of another workflow: none of its answers is one of {workflow.name!r} "
+                         f"({', '.join(f'{t}: {key}' for t, key in list(unknown)[:4])})")
+    table = pd.DataFrame({"id_str": votes.index, "subject_id": votes.index}).join(votes.reset_index(drop=True))
+    found = [Finding("ok", f"{_count(len(votes), 'subject')} read", len(votes))]
+    if unknown: found.append(Finding("warning", f"{_count(sum(unknown.values()), 'answer')} that the workflow does not have",
+                                     sum(unknown.values()), tuple(f"{t}: {key!r} ({n:,})" for (t, key), n in unknown.most_common(5))))
+    found += [Finding("warning", note) for note in notes]
+    table.attrs = dict(notes=notes, schema=workflow.to_dict(), findings=[asdict(finding) for finding in found])
+    return table
+
+# %% ../nbs/07_zooniverse.ipynb #a5d5b50c
+def _next_questions(schema: Schema) -> tuple:   # names in the order of asking; {answer's column: next name, or None}
+    "The chain of questions in which volunteers are led down the tree"
+    order, after = {}, {}
+    def lay(questions, then):
+        for question, following in zip(questions, [*questions[1:], then]):
+            following = following and getattr(following, "name", following)
+            if order.setdefault(question.name, following) != following:
+                raise InputError(f"Schema {schema.name!r} cannot be asked one question after the other: {question.name!r} "
+                                 f"would have to lead to {order[question.name]!r} and to {following!r}")
+            for answer in question.answers:
+                below = sorted(schema.children(answer.column), key=lambda child: len(child.asked_after))
+                after[answer.column] = below[0].name if below else following
+                lay(below, following)
+    lay([question for question in schema.questions if not question.asked_after], None)
+    return list(order), after
+
+def _led(schema: Schema, chosen: np.ndarray, question: Question, people: np.ndarray) -> np.ndarray:   # bool
+    "Who is led to a question; `chosen` (subjects, people, questions) are places of answers"
+    if not question.asked_after: return people
+    led, names = np.zeros_like(people), [q.name for q in schema.questions]
+    for answer in schema.parents(question.name):
+        parent = schema.question(answer.question)
+        led |= chosen[..., names.index(parent.name)] == answer.index - parent.slice.start
+    return led
+
+# %% ../nbs/07_zooniverse.ipynb #d741e504
+_UNASKED, _LEFT = -2, -1   # in place of an answer: not led here; left without answering
+
+def _lead(votes: np.ndarray, schema: Schema, rng, ids) -> np.ndarray:   # (subjects, people, questions) places of answers
+    "Lead people down the tree so that `votes` (subjects, answers) come out"
+    roots = np.stack([votes[:, q.slice].sum(-1) for q in schema.questions if not q.asked_after], -1).max(-1)
+    chosen = np.full((*votes.shape[:1], int(roots.max(initial=1)), len(schema.questions)), _UNASKED, np.int8)
+    people = np.arange(chosen.shape[1]) < roots[:, None]
+    depth = [max(map(len, schema._ways(q))) for q in schema.questions]
+    for j in np.argsort(depth, kind="stable"):
+        question = schema.questions[j]
+        led, cast = _led(schema, chosen, question, people), votes[:, question.slice]
+        more = np.flatnonzero(cast.sum(-1) > led.sum(-1))
+        if len(more): raise InputError(
+            f"{ids[more[0]]} has {cast[more[0]].sum()} votes on {question.name}, but its other votes lead only "
+            f"{led[more[0]].sum()} people there: no campaign can have counted this")
+        order = np.argsort(np.where(led, rng.random(led.shape), 2), axis=1)
+        rank = np.argsort(order, axis=1)
+        place = (rank[..., None] >= np.cumsum(cast, -1)[:, None]).sum(-1)
+        chosen[..., j] = np.where(led, np.where(place < cast.shape[1], place, _LEFT), _UNASKED)
+    return chosen
+
+# %% ../nbs/07_zooniverse.ipynb #ef56a654
+_RARE = ("Ring", "Lens or arc", "Dust lane", "Irregular")
+_ICONS_AT = "https://panoptes-uploads.zooniverse.org/production/project_attached_image"
+
+def _icon(name: str, size: str = "") -> str:
+    from uuid import NAMESPACE_URL, uuid5
+    return f"![{name}.png]({_ICONS_AT}/{uuid5(NAMESPACE_URL, name)}.png{size}) "
+
+def _labels(schema: Schema, style: int) -> list:   # a label for each answer
+    "Answers as a project would spell them; style 1 gives icons a size"
+    labels, size = [], " =60x" if style == 1 else ""
+    for number, question in enumerate(schema.questions):
+        for answer in question.answers:
+            text = answer.text.replace("-", " ").capitalize()
+            same = answer is question.answers[-1] and number   # the icon of another answer
+            icon = _icon(schema.answers[1].text if same else answer.text, size)
+            labels.append(text if number % 3 == 2 else icon + text)
+    return labels
+
+def _asks(question: Question) -> str: return question.text.replace("-", " ").capitalize() + "?"
+
+def _workflow_json(schema: Schema, in_place: bool) -> tuple:   # tasks, strings
+    "A schema as the tasks of a workflow, with the texts apart, or in place as in older exports"
+    order, after = _next_questions(schema)
+    rare, labels, tasks, strings = f"T{len(schema.questions)}", _labels(schema, 0), {}, {}
+    keys = {question.name: f"T{i}" for i, question in enumerate(schema.questions)}
+    def text(key, value):
+        if in_place: return value
+        strings[key] = value
+        return key
+    for name in order:
+        question, key = schema.question(name), keys[name]
+        tasks[key] = {"help": text(f"{key}.help", ""), "type": "single", "required": True, "answers": [
+            {"label": text(f"{key}.answers.{i}.label", labels[a.index]), "next": keys.get(after[a.column], rare)}
+            for i, a in enumerate(question.answers)], "question": text(f"{key}.question", _asks(question))}
+    tasks[rare] = {"help": text(f"{rare}.help", ""), "type": "multiple", "question": text(f"{rare}.question", "Rare features?"),
+                   "answers": [{"label": text(f"{rare}.answers.{i}.label", _icon(label.lower()) + label)}
+                               for i, label in enumerate(_RARE)]}
+    return tasks, strings
+
+# %% ../nbs/07_zooniverse.ipynb #53889d1e
+def _annotation(chosen, ticked: int, style: int, schema: Schema, order: list, labels: list) -> str:
+    "What one person clicked, as JSON; style 2 has the first task twice, as after going back"
+    names, answers = [question.name for question in schema.questions], []
+    for j in map(names.index, order):
+        if chosen[j] == _UNASKED: continue
+        question = schema.questions[j]
+        value = None if chosen[j] == _LEFT else labels[style == 1][question.slice.start + chosen[j]]
+        answers.append({"task": f"T{j}", "task_label": _asks(question), "value": value})
+        if value is None: break
+    else:
+        picked = [_icon(label.lower()) + label for i, label in enumerate(_RARE) if ticked >> i & 1]
+        answers.append({"task": f"T{len(names)}", "task_label": "Rare features?", "value": picked})
+    return json.dumps(answers[:1] * (style == 2) + answers, separators=(",", ":"), ensure_ascii=False)
+
+def _cell(text: str) -> str: return '"' + text.replace('"', '""') + '"'
+
+_HEAD = ("classification_id,user_name,user_id,user_ip,workflow_id,workflow_name,workflow_version,created_at,gold_standard,"
+         "expert,metadata,annotations,subject_data,subject_ids")
+
+def _person(number: int) -> str:
+    "user_name, user_id and user_ip: one in five is not logged in, a few of those have no name either"
+    import hashlib
+    address = hashlib.md5(str(number).encode()).hexdigest()[:20]
+    if number % 5: return f'{_cell("galaxies, " + chr(34) + str(number) + chr(34)) if number % 50 == 1 else f"volunteer-{number}"},{290000 + number},{address}'
+    return f"{'' if number % 50 == 0 else f'not-logged-in-{address}'},,{address}"
+
+# %% ../nbs/07_zooniverse.ipynb #651ebde8
+_FLOW, _OTHER, _VERSION, _OLD, _TITLE = "6122", "9999", "28.30", "27.9", "Practice Zoo"
+_TRAPS = {"repeat": .02, "early": .01, "old": .01, "other": .01, "empty": .005, "gold": .002}   # share of the rows
+
+def _row_kinds(count: int, messy: bool, rng) -> tuple:   # row of the campaign that each row is made from, kind of each
+    "The rows of the campaign, and those that must not count"
+    rows, kinds = [np.arange(count)], [np.full(count, "vote", object)]
+    for kind, share in _TRAPS.items() if messy else ():
+        some = rng.integers(0, count, int(np.ceil(share * count)))
+        rows.append(some)
+        kinds.append(np.full(len(some), kind, object))
+    return np.concatenate(rows), np.concatenate(kinds)
+
+def _crowd(subjects: int, seats: int, rng) -> np.ndarray:   # (subjects, seats) numbers of people
+    "Who sees which subject: nobody twice, a few people very often"
+    size = max(12 * seats, 60)
+    activity = -np.log(np.arange(1, size + 1))
+    rows = [np.argpartition(-(activity + rng.gumbel(size=size)), seats - 1)[:seats] for _ in range(subjects)]
+    return np.array(rows, np.int32).reshape(subjects, seats)
+
+# %% ../nbs/07_zooniverse.ipynb #43364fe4
+_METADATA = ('"{{""session"":""{s:064x}"",""viewport"":{{""width"":1081,""height"":1049}},""started_at"":""{t}.381Z"",'
+             '""user_agent"":""Mozilla/5.0 (X11; Linux x86_64; rv:58.0) Gecko/20100101 Firefox/58.0"",""utc_offset"":""0"",'
+             '""finished_at"":""{t}.480Z"",""live_project"":{live},""user_language"":""en"",""user_group_ids"":[],'
+             '""subject_dimensions"":[{{""clientWidth"":424,""clientHeight"":424,""naturalWidth"":424,""naturalHeight"":424}}]}}"')
+
+def _write_rows(file, rows, kinds, times, subject, person, text, annotations, cells, ids) -> None:
+    "The rows of a classification export; `rows` point into subject, person and text"
+    from datetime import datetime, timezone
+    people, other = {}, _cell('[{"task":"T0","task_label":"Is there a cat?","value":"A cat"}]')
+    empty = _cell('[{"task":"T0","task_label":"?","value":null}]')
+    for number, (row, kind, time) in enumerate(zip(rows.tolist(), kinds, times.tolist())):
+        who, what, answers = person[row], subject[row], annotations[text[row]]
+        if kind == "repeat": answers = annotations[text[(row * 7 + 1) % len(text)]]
+        if kind in ("other", "empty"): answers = other if kind == "other" else empty
+        if who not in people: people[who] = _person(who)
+        day = datetime.fromtimestamp(time, timezone.utc).isoformat()[:19]
+        metadata = _METADATA.format(s=row * 2654435761, t=day, live="false" if kind == "early" else "true")
+        flow = f"{_OTHER},Cats" if kind == "other" else f"{_FLOW},{_TITLE}"
+        file.write(f"{91178981 + number},{people[who]},{flow},{_OLD if kind == 'old' else _VERSION},{day.replace('T', ' ')} UTC,"
+                   f"{'true' if kind == 'gold' else ''},,{metadata},{answers},{cells[what]},{ids[what]}\n")
+
+# %% ../nbs/07_zooniverse.ipynb #148adec5
+_MARKS = ("iauname", "!iauname", "IAUNAME", "#iauname", "//iauname")
+
+def _write_tables(folder: Path, schema: Schema, table: pd.DataFrame, ids: list, messy: bool, per_subject) -> list:
+    "The exports of workflows and subjects; gives the subject_data of each subject as a cell"
+    (tasks, strings), (older, _) = _workflow_json(schema, False), _workflow_json(schema, True)
+    cat = {"T0": {"type": "single", "question": "Is there a cat?", "answers": [{"label": "A cat"}, {"label": "None"}]}}
+    flows = [(_FLOW, _TITLE, "28", "4", tasks, strings), (_FLOW, _TITLE, "28", "30", tasks, strings)]
+    if messy: flows += [(_FLOW, _TITLE, "27", "9", older, {}), (_OTHER, "Cats", "3", "1", cat, {})]
+    blank = dict(active=True, classifications_count=len(table), pairwise=False, grouped=False, prioritized=False,
+                 primary_language="en", first_task="T0", tutorial_subject_id="", retired_set_member_subjects_count=0)
+    pd.DataFrame([dict(workflow_id=key, display_name=title, version=major) | blank | dict(
+        tasks=json.dumps(parts), retirement='{"options":{"count":40},"criteria":"classification_count"}', aggregation="{}",
+        strings=json.dumps(texts), minor_version=minor) for key, title, major, minor, parts, texts in flows]
+    ).to_csv(folder / "workflows.csv", index=False)
+    rows, cells = [], []
+    for i, (key, name, ra, dec) in enumerate(zip(ids, table.id_str, table.ra.tolist(), table.dec.tolist())):
+        metadata = {_MARKS[i % 5 if messy else 0]: name, "ra": ra, "dec": dec, "redshift": .0193, "nsa_id": 189862.0}
+        cells.append(_cell(json.dumps({key: {"retired": None, **metadata}}, separators=(",", ":"), ensure_ascii=False)))
+        url = json.dumps({"0": f"https://panoptes-uploads.zooniverse.org/subject_location/{key}.jpeg"})
+        for flow in (_OTHER, _FLOW) if messy and i % 10 == 0 else (_FLOW,):
+            count = int(per_subject[i]) if flow == _FLOW else 0
+            rows.append((key, 5733, flow, 60, json.dumps(metadata, ensure_ascii=False), url, count,
+                         "2019-03-01 00:00:00 UTC" if count else "", "classification_count" if count else "", "", ""))
+    heads = "subject_id,project_id,workflow_id,subject_set_id,metadata,locations,classifications_count,retired_at,retirement_reason,created_at,updated_at"
+    pd.DataFrame(rows, columns=heads.split(",")).to_csv(folder / "subjects.csv", index=False)
+    return cells
+
+# %% ../nbs/07_zooniverse.ipynb #150c22f0
+def _vote_counts(votes: pd.DataFrame, schema: Schema) -> np.ndarray:   # (subjects, answers) int
+    "The votes of a table as whole numbers"
+    missing = [c for c in schema.columns if c not in votes]
+    if missing: raise InputError(f"The table has no votes {missing[0]!r} ({len(missing)} of {len(schema.columns)} are missing): "
+                                 f"{near_names(missing[0], votes.columns)}")
+    if not len(votes): raise InputError("The table has no rows: there is nothing to write")
+    counts = np.nan_to_num(votes[schema.columns].to_numpy(float))
+    bad = np.argwhere((counts < 0) | (counts % 1 != 0))
+    if len(bad): raise InputError(f"{schema.columns[bad[0][1]]} is {counts[tuple(bad[0])]:g} in row {bad[0][0]}: votes are whole numbers")
+    return counts.astype(np.int64)
+
+def _write_classifications(path, schema, way, ticked, style, subject, person, cells, ids, messy, rng) -> None:
+    "Every different annotation is spelled once, then the rows are written in the order of time"
+    order, labels = _next_questions(schema)[0], [_labels(schema, 0), _labels(schema, 1)]
+    keys, text = np.unique(np.column_stack([way, ticked, style]).astype(np.int16), axis=0, return_inverse=True)
+    annotations = [_cell(_annotation(key[:-2], int(key[-2]), int(key[-1]), schema, order, labels)) for key in keys]
+    rows, kinds = _row_kinds(len(way), messy, rng)
+    launch, day = 1517443200, 86400   # 2018-02-01
+    times = (launch + rng.integers(0, 300 * day, len(way)))[rows]
+    times += np.select([kinds == "repeat", kinds == "early"], [30 * day, -301 * day], 0)
+    by_time = np.argsort(times, kind="stable")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(_HEAD + "\n")
+        _write_rows(file, rows[by_time], kinds[by_time], times[by_time], subject.tolist(), person.tolist(), text.ravel().tolist(),
+                    annotations, cells, ids)
+
+# %% ../nbs/07_zooniverse.ipynb #6631d5fc
+def _lead_all(counts: np.ndarray, schema: Schema, rng, ids: list) -> np.ndarray:   # (subjects, people, questions)
+    "`_lead`, a thousand subjects at a time"
+    parts = [_lead(counts[i:i + 1000], schema, rng, ids[i:i + 1000]) for i in range(0, len(counts), 1000)]
+    seats = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, seats - part.shape[1]), (0, 0)), constant_values=_UNASKED) for part in parts])
+
+def write_exports(
+    votes: pd.DataFrame,    # counts under the columns of `schema`; `id_str`, `ra`, `dec` are made up where they are missing
+    schema,                 # name or `Schema`
+    folder,                 # gets classifications.csv, subjects.csv and workflows.csv
+    seed: int = 0,          # of who clicked what, and when
+    messy: bool = True,     # with the rows that must not count, and all ways of spelling
+) -> pd.DataFrame:          # what reading them should give: id_str, subject_id, ra, dec, classifications, votes
+    "Raw Zooniverse exports of a campaign in which exactly these `votes` were cast"
+    schema, folder, rng = get_schema(schema), Path(folder), np.random.default_rng(seed)
+    counts, index = _vote_counts(votes, schema), np.arange(len(votes))
+    names = votes["id_str"].astype("str").tolist() if "id_str" in votes else [f"J{i:06d}" for i in index]
+    places = {"ra": index * 137.508 % 360, "dec": index * 61.803 % 180 - 90} | {c: votes[c].to_numpy() for c in ("ra", "dec") if c in votes}
+    chosen = _lead_all(counts, schema, rng, names)
+    here = (chosen != _UNASKED).any(-1)
+    subject, seat = np.nonzero(here)
+    way, person = chosen[subject, seat], _crowd(len(votes), here.shape[1], rng)[subject, seat]
+    ticks = (rng.random((len(way), len(_RARE))) < .04) & ~(way == _LEFT).any(-1, keepdims=True)
+    asked = np.bincount(subject, ~(way == _LEFT).any(-1), len(votes)).astype(np.int64)
+    style = rng.choice(3, len(way), p=[.6, .35, .05]) if messy else np.zeros(len(way), int)
+    ids = [str(15715879 + 13 * i) for i in index]
+    table = pd.DataFrame({"id_str": names, "subject_id": ids, **places, "classifications": here.sum(-1)})
+    for option, ticked in zip(_RARE, ticks.T):
+        yes = np.bincount(subject, ticked, len(votes)).astype(np.int64)
+        table[f"rare-features-{_slug(option)}_yes"], table[f"rare-features-{_slug(option)}_no"] = yes, asked - yes
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = _write_tables(folder, schema, table, ids, messy, here.sum(-1))
+    _write_classifications(folder / "classifications.csv", schema, way, ticks @ (1 << np.arange(len(_RARE))), style, subject,
+                           person, cells, ids, messy, rng)
+    return pd.concat([table, pd.DataFrame(counts, columns=schema.columns)], axis=1)
