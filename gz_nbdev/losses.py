@@ -36,7 +36,7 @@ def question_nll(
 def question_membership(
     schema: Schema,  # the decision tree
 ) -> Tensor:         # (answers, questions) of 0 and 1, float64
-    "Which answer belongs to which question: `x @ question_membership(schema)` sums `x` over the answers of each question"
+    "Which answer belongs to which question: `x @ membership` sums `x` over the answers of each question"
     membership = torch.zeros(len(schema.columns), len(schema.questions), dtype=torch.float64)
     for i, group in enumerate(schema.index_groups): membership[group, i] = 1
     return membership
@@ -86,7 +86,7 @@ class DirichletMultinomialLoss(torch.nn.Module):
     def __init__(self,
                  schema: Schema,           # the decision tree that the columns follow
                  reduction: str = "mean",  # over galaxies: "mean", "sum" or "none"
-                 head=to_concentrations,   # what makes concentrations of the output: `zoobot_concentrations` for its weights
+                 head=to_concentrations,   # from output to concentrations; `zoobot_concentrations` for Zoobot's weights
                  ):
         super().__init__()
         self.schema, self.reduction, self.head = schema, reduction, head

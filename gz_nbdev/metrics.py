@@ -29,12 +29,12 @@ def vote_differences(
     true,                   # (galaxies, answers) fractions to compare with; NaN where nobody was asked
     asked,                  # (galaxies, questions) how many volunteers were asked
     schema: Schema,         # the decision tree of the columns
-    reference=None,         # (answers,) the constant guess, for instance `mean_fractions` of the training galaxies; default that of these
+    reference=None,         # (answers,) the constant guess, as from `mean_fractions`; by default that of these galaxies
     min_asked: int = 5,     # galaxies with fewer answers to a question do not count for it
-) -> tuple:                 # two arrays (galaxies, answers), absolute error and that of the constant guess; NaN where it does not count
+) -> tuple:                 # (galaxies, answers) absolute error, and that of the constant guess; NaN where not counted
     "How far off each fraction is, and how far off a constant guess would be"
     fractions, true, asked = (np.asarray(x, float) for x in (fractions, true, asked))
-    counts = np.concatenate([np.repeat(asked[:, i:i + 1] >= min_asked, len(q.columns), 1) for i, q in enumerate(schema.questions)], 1)
+    counts = np.repeat(asked >= min_asked, [len(q.answers) for q in schema.questions], axis=1)
     if not counts.any(): raise InputError(f"no question was answered by {min_asked} or more volunteers for any of the "
                                           f"{len(true)} galaxies: there is nothing to compare with")
     reference = mean_fractions(true, asked, schema, min_asked) if reference is None else np.asarray(reference, float)
@@ -63,7 +63,8 @@ def vote_errors(
     "Mean absolute error of vote fractions for each question, beside the error of a constant guess"
     error, constant = vote_differences(fractions, true, asked, schema, reference, min_asked)
     groups = {q.name: q.slice for q in schema.questions if np.isfinite(error[:, q.slice]).any()} | {"all": slice(None)}
-    rows = [(np.isfinite(error[:, s]).any(1).sum(), np.nanmean(error[:, s]), np.nanmean(constant[:, s])) for s in groups.values()]
+    rows = [(np.isfinite(error[:, s]).any(1).sum(), np.nanmean(error[:, s]), np.nanmean(constant[:, s]))
+            for s in groups.values()]
     table = pd.DataFrame(rows, index=list(groups), columns=["galaxies", "error", "constant"])
     return table.assign(ratio=table.error / table.constant)
 
@@ -83,7 +84,8 @@ def confident_accuracy(
         sure = (asked[:, i] >= min_asked) & (np.nan_to_num(true[:, q.slice]).max(-1) > agree)
         if not sure.any(): continue
         said = true[sure, q.slice].argmax(-1)
-        rows[q.name] = (sure.sum(), (fractions[sure, q.slice].argmax(-1) == said).mean(), np.bincount(said).max() / sure.sum())
+        right = fractions[sure, q.slice].argmax(-1) == said
+        rows[q.name] = (sure.sum(), right.mean(), np.bincount(said).max() / sure.sum())
     return pd.DataFrame.from_dict(rows, orient="index", columns=["galaxies", "accuracy", "commonest"])
 
 # %% ../nbs/32_metrics.ipynb #34fa630f
@@ -105,16 +107,19 @@ def ranking_metrics(
 ) -> dict:         # galaxies, positives, base_rate, roc_auc, average_precision, precision, recall, lift, rank_weighted
     "How well `score` puts the class first: over the whole list, and in the first `n`"
     label, score = np.asarray(label, bool), np.asarray(score, float)
-    if len(label) != len(score): raise InputError(f"{len(label)} labels for {len(score)} scores: one is needed for each galaxy")
-    if not np.isfinite(score).all(): raise InputError(f"{(~np.isfinite(score)).sum()} of {len(score)} scores are not finite "
-                                                      "numbers: a galaxy without a score cannot be ranked")
+    if len(label) != len(score):
+        raise InputError(f"{len(label)} labels for {len(score)} scores: one is needed for each galaxy")
+    if not np.isfinite(score).all():
+        raise InputError(f"{(~np.isfinite(score)).sum()} of {len(score)} scores are not finite numbers: a galaxy "
+                         "without a score cannot be ranked")
     if label.all() or not label.any():
-        raise InputError(f"all {len(label)} galaxies have the same label: a ranking needs some of the class and some not")
+        raise InputError(f"all {len(label)} galaxies have the same label: a ranking needs some of the class, some not")
     n = min(n, len(label))
     top = label[np.argsort(-score, kind="stable")[:n]]
-    return dict(galaxies=len(label), positives=int(label.sum()), base_rate=label.mean(), roc_auc=roc_auc_score(label, score),
-                average_precision=average_precision_score(label, score), precision=top.mean(), recall=top.sum() / label.sum(),
-                lift=top.mean() / label.mean(), rank_weighted=rank_weighted_score(label, score, n))
+    return dict(galaxies=len(label), positives=int(label.sum()), base_rate=label.mean(),
+                roc_auc=roc_auc_score(label, score), average_precision=average_precision_score(label, score),
+                precision=top.mean(), recall=top.sum() / label.sum(), lift=top.mean() / label.mean(),
+                rank_weighted=rank_weighted_score(label, score, n))
 
 # %% ../nbs/32_metrics.ipynb #4489b3c8
 def bootstrap(
@@ -135,7 +140,8 @@ def bootstrap(
             except ValueError: continue
     values = np.array(values)[np.isfinite(values)]
     if len(values) < draws / 2:
-        raise InputError(f"the metric exists for {len(values)} of {draws} resamplings only: there are too few galaxies for an interval")
+        raise InputError(f"the metric exists for {len(values)} of {draws} resamplings only: there are too few galaxies "
+                         "for an interval")
     lower, upper = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return metric(*arrays), lower, upper
 
@@ -162,7 +168,8 @@ def _spread(x, schema):  # (..., questions) -> (..., answers)
 def _numbers(x, what) -> np.ndarray:
     "A copy as float64"
     try: return np.array(x, float)
-    except (TypeError, ValueError) as e: raise InputError(f"{what}: expected numbers, as many in every row ({e})") from None
+    except (TypeError, ValueError) as e:
+        raise InputError(f"{what}: expected numbers, as many in every row ({e})") from None
 
 def _where(bad, schema) -> str:
     "How many entries are `bad`, and where the first stands"
@@ -178,10 +185,12 @@ def _check_concentrations(concentrations, galaxies, schema) -> np.ndarray:
                          f"members, for {galaxies} galaxies and the {answers} answers of schema {schema.name!r}")
     a = np.broadcast_to(a, (a.shape[0] if a.ndim == 3 else 1, galaxies, answers))
     bad = ~(np.isfinite(a) & (a > 0))
-    if bad.any(): raise InputError(f"Concentrations must be finite and above 0 ({_where(bad, schema)}): was the network's "
-                                   "raw output meant (losses.to_concentrations), or did its training diverge?")
+    if bad.any():
+        raise InputError(f"Concentrations must be finite and above 0 ({_where(bad, schema)}): is this the network's "
+                         "raw output (losses.to_concentrations makes them), or did its training diverge?")
     return a
 
+# %% ../nbs/32_metrics.ipynb #0c0a53d8
 def _check_votes(votes, schema) -> np.ndarray:
     "As float64, (galaxies, answers), 0 for NaN"
     k = _numbers(votes, "votes")
@@ -190,9 +199,11 @@ def _check_votes(votes, schema) -> np.ndarray:
         raise InputError(f"votes of shape {k.shape}: expected (galaxies, {len(schema.columns)}), a column for each "
                          f"answer of schema {schema.name!r} (of a catalogue: catalog[schema.columns])")
     bad = ~np.isfinite(k) | (k < 0) | (k != np.floor(k))
-    if bad.any(): raise InputError(f"Votes are whole numbers from 0 ({_where(bad, schema)}): fractions become votes "
-                                   "with Schema.expected_votes and rounding")
-    if not k.any(): raise InputError(f"nobody answered anything about these {len(k)} galaxies: there is nothing to compare with")
+    if bad.any():
+        raise InputError(f"Votes are whole numbers from 0 ({_where(bad, schema)}): fractions become votes with "
+                         "Schema.expected_votes and rounding")
+    if not k.any():
+        raise InputError(f"nobody answered anything about these {len(k)} galaxies: there is nothing to compare with")
     return k
 
 def _check_true(true, galaxies, schema) -> np.ndarray:
@@ -267,7 +278,20 @@ def _ratios(
     for i in np.flatnonzero(some): out[i, 1:] = np.nanquantile(values[1:, i], [(1 - level) / 2, (1 + level) / 2])
     return out
 
-def _with_all(x): return np.concatenate([x, x.sum(1, keepdims=True)], 1)
+def _with_all(x): return np.concatenate([x, x.sum(1, keepdims=True)], 1)       # (galaxies, questions + 1)
+def _rows(schema): return [*(q.name for q in schema.questions), "all"]
+
+def _check_ranks(ranks, asked, schema, min_asked) -> tuple:   # both (galaxies, answers)
+    "Ranks, and which of them count"
+    ranks, asked = np.asarray(ranks, float), np.asarray(asked, float)
+    if ranks.shape != (len(asked), len(schema.columns)) or asked.shape != (len(ranks), len(schema.questions)):
+        raise InputError(f"ranks of shape {ranks.shape} and asked {asked.shape}: expected (galaxies, "
+                         f"{len(schema.columns)}) and (galaxies, {len(schema.questions)}) for schema {schema.name!r}")
+    known = np.isfinite(ranks) & _spread(asked >= min_asked, schema)
+    if not known.any():
+        raise InputError(f"no question has a rank and {min_asked} or more answers for any of the {len(ranks)} "
+                         "galaxies: there is nothing to compare with")
+    return ranks, known
 
 # %% ../nbs/32_metrics.ipynb #eb5e24f5
 def coverage(
@@ -283,29 +307,19 @@ def coverage(
     ranks, known = _check_ranks(ranks, asked, schema, min_asked)
     inside = known & (abs(2 * ranks - 1) <= level)
     seen = _sums(known, schema) > 0
-    rows = _ratios(_with_all(_sums(inside.astype(float), schema)), _with_all(_sums(known.astype(float), schema)), draws, seed=seed)
-    table = pd.DataFrame(rows, [q.name for q in schema.questions] + ["all"], ["coverage", "coverage_lower90", "coverage_upper90"])
+    top, bottom = (_with_all(_sums(x.astype(float), schema)) for x in (inside, known))
+    columns = ["coverage", "coverage_lower90", "coverage_upper90"]
+    table = pd.DataFrame(_ratios(top, bottom, draws, seed=seed), _rows(schema), columns)
     table.insert(0, "galaxies", [*seen.sum(0), seen.any(1).sum()])
     return table
-
-def _check_ranks(ranks, asked, schema, min_asked) -> tuple:
-    "Ranks, and which of them count"
-    ranks, asked = np.asarray(ranks, float), np.asarray(asked, float)
-    if ranks.shape != (len(asked), len(schema.columns)) or asked.shape != (len(ranks), len(schema.questions)):
-        raise InputError(f"ranks of shape {ranks.shape} and asked {asked.shape}: expected (galaxies, {len(schema.columns)}) and "
-                         f"(galaxies, {len(schema.questions)}) for schema {schema.name!r}")
-    known = np.isfinite(ranks) & _spread(asked >= min_asked, schema)
-    if not known.any(): raise InputError(f"no question has a rank and {min_asked} or more answers for any of the {len(ranks)} "
-                                         "galaxies: there is nothing to compare with")
-    return ranks, known
 
 # %% ../nbs/32_metrics.ipynb #1832ac8b
 def _panels(titles, width: float = 2.15, height: float = 2.25, ncols: int = 5) -> tuple:   # figure, axes
     "Small plots in the look of the house, one for each title, with the diagonal"
     import matplotlib.pyplot as plt
     ncols = min(ncols, len(titles))
-    look = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": ".7", "grid.alpha": .4,
-            "axes.axisbelow": True}
+    look = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": ".7",
+            "grid.alpha": .4, "axes.axisbelow": True}
     nrows = -(-len(titles) // ncols)
     shape = dict(figsize=(width * ncols, height * nrows + .4), dpi=80, layout="constrained", squeeze=False)
     with plt.rc_context(look): fig, axes = plt.subplots(nrows, ncols, **shape)
@@ -314,7 +328,9 @@ def _panels(titles, width: float = 2.15, height: float = 2.25, ncols: int = 5) -
     for ax in axes[len(titles):]: ax.remove()
     for place, (ax, title) in enumerate(zip(axes, titles)):
         ax.plot([0, 1], [0, 1], color=".45", ls=":", lw=1.2)
-        ax.set(xlim=(0, 1), ylim=(0, 1.01), xticks=[0, .5, 1], yticks=[0, .5, 1], xticklabels=["0", ".5", "1"], yticklabels=["0", ".5", "1"])
+        ax.set(xlim=(0, 1), ylim=(0, 1.01))
+        ax.set_xticks([0, .5, 1], ["0", ".5", "1"])
+        ax.set_yticks([0, .5, 1], ["0", ".5", "1"])
         ax.set_title(title, loc="left", size=8.5)
         if place % ncols: ax.set_yticklabels([])
         if place + ncols < len(titles): ax.set_xticklabels([])
@@ -325,7 +341,8 @@ def _shown(known, schema, names) -> tuple:   # questions, titles
     wanted = list(schema.questions) if names is None else [schema.question(name) for name in names]
     galaxies = {q: known[:, q.slice].any(1).sum() for q in wanted}
     found, one = [q for q in wanted if galaxies[q]], len({q.campaign for q in schema.questions}) == 1
-    if not found: raise InputError(f"too few volunteers were asked {' or '.join(q.name for q in wanted)}: there is nothing to plot")
+    if not found:
+        raise InputError(f"too few volunteers were asked {' or '.join(q.name for q in wanted)}: nothing to plot")
     return found, [f"{q.text if one else q.name}\n{galaxies[q]:,} galaxies" for q in found]
 
 # %% ../nbs/32_metrics.ipynb #21b26e3f
@@ -338,7 +355,7 @@ def plot_coverage(
     draws: int = 200,     # bootstrap resamplings of the galaxies
     seed: int = 0,
 ):                        # matplotlib figure
-    "Share inside the predicted interval against its nominal level, a plot each question; shaded: 90% bootstrap intervals"
+    "Share inside the predicted interval against its nominal level, for each question; shaded: 90% bootstrap intervals"
     if not ranks: raise InputError("there are no ranks to plot: give {name: ranks}")
     checked = {name: _check_ranks(rank, asked, schema, min_asked) for name, rank in ranks.items()}
     shown, titles = _shown(np.any([known for _, known in checked.values()], axis=0), schema, questions)
@@ -378,7 +395,7 @@ def plot_reliability(
     draws: int = 200,     # bootstrap resamplings of the galaxies
     seed: int = 0,
 ):                        # matplotlib figure
-    "Share of the votes against the expected fraction, a plot each question; shaded: 90% bootstrap intervals"
+    "Share of the votes against the expected fraction, for each question; shaded: 90% bootstrap intervals"
     k = _check_votes(votes, schema)
     expected = _expected(_check_concentrations(concentrations, len(k), schema), schema)
     n = _spread(_sums(k, schema), schema)
@@ -410,12 +427,14 @@ def draw_counts(
     "Votes as the prediction expects them: a member, then fractions from its Dirichlet distribution, then votes"
     asked = np.asarray(asked).astype(int)
     if asked.ndim != 2 or asked.shape[1] != len(schema.questions) or (asked < 0).any():
-        raise InputError(f"asked of shape {asked.shape}: expected (galaxies, {len(schema.questions)}), whole numbers from 0")
+        raise InputError(f"asked of shape {asked.shape}: expected (galaxies, {len(schema.questions)}), whole numbers "
+                         "from 0")
     a, rng = _check_concentrations(concentrations, len(asked), schema), np.random.default_rng(seed)
     a = a[rng.integers(0, len(a), len(asked)), np.arange(len(asked))]
     logs = np.log(rng.standard_gamma(a + 1)) + np.log1p(-rng.uniform(size=a.shape)) / a   # holds for tiny a too
     counts = np.zeros(a.shape, dtype=int)
-    for i, q in enumerate(schema.questions): counts[:, q.slice] = rng.multinomial(asked[:, i], softmax(logs[:, q.slice], -1))
+    for i, q in enumerate(schema.questions):
+        counts[:, q.slice] = rng.multinomial(asked[:, i], softmax(logs[:, q.slice], -1))
     return counts
 
 # %% ../nbs/32_metrics.ipynb #e78bfb22
@@ -445,7 +464,7 @@ def fraction_calibration(
     perfect = [_fraction_ece(expected, draw_counts(a, asked, schema, seed + i), n, schema, bins) for i in range(draws)]
     columns = dict(ece=_fraction_ece(expected, k, n, schema, bins), ece_if_perfect=np.mean(perfect, 0),
                    ece_if_perfect_upper95=np.quantile(perfect, .95, axis=0))
-    return pd.DataFrame(columns, [q.name for q in schema.questions] + ["all"])
+    return pd.DataFrame(columns, _rows(schema))
 
 # %% ../nbs/32_metrics.ipynb #7495da65
 def mixture_nll(
@@ -453,7 +472,7 @@ def mixture_nll(
     votes,            # (galaxies, answers) counts
     schema: Schema,   # the decision tree of the columns
 ) -> np.ndarray:      # (galaxies, questions), nats; 0 where nobody was asked
-    "Negative log-likelihood of the votes on each question under the equal mixture of the members' Dirichlet-multinomials"
+    "Negative log-likelihood of the votes on each question, members mixed equally"
     k = _check_votes(votes, schema)
     a = _check_concentrations(concentrations, len(k), schema)
     n = _sums(k, schema)
@@ -483,7 +502,8 @@ def _best_constant(k) -> np.ndarray:
         slope = (digamma(n + total) - digamma(total))[:, None] - (digamma(k + a) - digamma(a))
         return times @ nll / times.sum(), times @ slope * a / times.sum()
     share = (times @ k + 1) / (times @ k + 1).sum()
-    fit = minimize(loss, np.log(5 * share), jac=True, method="L-BFGS-B", bounds=[(np.log(1e-3), np.log(1e5))] * k.shape[1])
+    bounds = [(np.log(1e-3), np.log(1e5))] * k.shape[1]
+    fit = minimize(loss, np.log(5 * share), jac=True, method="L-BFGS-B", bounds=bounds)
     return np.exp(fit.x)
 
 # %% ../nbs/32_metrics.ipynb #d1547e23
@@ -495,7 +515,7 @@ def _sums_by_galaxy(a, k, schema, true, seed) -> dict:   # metric: (top, bottom)
     likeliest, said = (np.stack([x[:, q.slice].argmax(1) for q in schema.questions], 1) for x in (expected, observed))
     sure = (n >= 5) & (np.maximum.reduceat(observed, starts, axis=1) > .8)
     answers = np.array([len(q.answers) for q in schema.questions])
-    def inside(ranks): return _sums((abs(2 * ranks - 1) <= .9).astype(float), schema), _sums(np.isfinite(ranks).astype(float), schema)
+    def inside(ranks): return [_sums(x.astype(float), schema) for x in (abs(2 * ranks - 1) <= .9, np.isfinite(ranks))]
     true = None if true is None else _check_true(true, len(k), schema)
     sums = dict(nll=(mixture_nll(a, k, schema), (n > 0).astype(float)),
                 deviation=(n * _sums(abs(expected - observed), schema), n * answers),
@@ -506,6 +526,7 @@ def _sums_by_galaxy(a, k, schema, true, seed) -> dict:   # metric: (top, bottom)
         sums["covered_fractions"] = inside(fraction_ranks(a, known, schema))
     return sums
 
+# %% ../nbs/32_metrics.ipynb #af7a14ab
 def votes_score(
     concentrations,       # as in `fraction_ranks`
     votes,                # (galaxies, answers) counts
@@ -518,7 +539,7 @@ def votes_score(
     k = _check_votes(votes, schema)
     a = _check_concentrations(concentrations, len(k), schema)
     asked = _sums(k, schema) > 0
-    table = pd.DataFrame({"galaxies": [*asked.sum(0), asked.any(1).sum()]}, [q.name for q in schema.questions] + ["all"])
+    table = pd.DataFrame({"galaxies": [*asked.sum(0), asked.any(1).sum()]}, _rows(schema))
     for name, (top, bottom) in _sums_by_galaxy(a, k, schema, true, seed).items():
         bottom = np.concatenate([bottom, asked.any(1)[:, None]], 1) if name == "nll" else _with_all(bottom)
         table[[name, f"{name}_lower90", f"{name}_upper90"]] = _ratios(_with_all(top), bottom, draws, seed=seed)
@@ -526,7 +547,7 @@ def votes_score(
 
 # %% ../nbs/32_metrics.ipynb #0e33aac4
 def compare_predictors(
-    predictors: dict,     # name: concentrations, as in `fraction_ranks`; the first is what the others are measured against
+    predictors: dict,     # name: concentrations, as in `fraction_ranks`; the others are measured against the first
     votes,                # (galaxies, answers) counts
     schema: Schema,       # the decision tree of the columns
     true=None,            # (galaxies, answers) true fractions p, where they are known
@@ -541,10 +562,12 @@ def compare_predictors(
         nll = _with_all(mixture_nll(concentrations, votes, schema))
         first = nll if first is None else first
         tables[name] = votes_score(concentrations, votes, schema, true, draws, seed)
-        tables[name][["gain", "gain_lower90", "gain_upper90"]] = _ratios(first - nll, asked.astype(float), draws, seed=seed)
+        gain = _ratios(first - nll, asked.astype(float), draws, seed=seed)
+        tables[name][["gain", "gain_lower90", "gain_upper90"]] = gain
     both = pd.concat(tables, names=["predictor", "question"]).swaplevel()
     return both.reindex([(q, name) for q in tables[name].index for name in tables])
 
+# %% ../nbs/32_metrics.ipynb #f3ab1e3f
 def with_intervals(
     table: pd.DataFrame,   # with columns `x`, `x_lower90`, `x_upper90`
     digits: int = 3,       # after the point
@@ -555,7 +578,8 @@ def with_intervals(
         return "" if value == "nan" else f"{value} (too few)" if lower == "nan" else f"{value} ({lower} to {upper})"
     out = {}
     for name in table:
-        if f"{name}_lower90" in table: out[name] = table[[name, f"{name}_lower90", f"{name}_upper90"]].apply(cell, axis=1)
+        interval = [f"{name}_lower90", f"{name}_upper90"]
+        if interval[0] in table: out[name] = table[[name, *interval]].apply(cell, axis=1)
         elif not name.endswith(("_lower90", "_upper90")): out[name] = table[name].round(digits)
     return pd.DataFrame(out)
 
@@ -567,7 +591,8 @@ def kaggle_fractions(
     "Fractions of the Galaxy Zoo 2 tree as the 37 numbers of the Kaggle challenge"
     hart16 = get_schema("hart16")
     if schema.columns != hart16.columns:
-        raise InputError(f"the challenge follows the tree of Galaxy Zoo 2 with odd features, schema 'hart16': {schema.name!r} is another")
+        raise InputError("the challenge follows the tree of Galaxy Zoo 2 with odd features, schema 'hart16': "
+                         f"{schema.name!r} is another")
     fractions = _check_true(fractions, len(fractions), schema)
     reached = np.array(schema.proportion_asked(fractions))
     names = [q.text for q in schema.questions]
@@ -581,7 +606,8 @@ def _kaggle_columns() -> dict:   # our column: theirs, in their order
     "Task and place among its answers, as the challenge numbers them"
     tasks = {}
     for (task, answer), column in sorted(_hart16_columns().items()): tasks.setdefault(int(task[1:]), []).append(column)
-    return {column: f"Class{task}.{place}" for task, columns in tasks.items() for place, column in enumerate(columns, 1)}
+    return {column: f"Class{task}.{place}" for task, columns in tasks.items()
+            for place, column in enumerate(columns, 1)}
 
 # %% ../nbs/32_metrics.ipynb #ac180df4
 def kaggle_rmse(
@@ -591,18 +617,20 @@ def kaggle_rmse(
     seed: int = 0,
 ) -> tuple:            # root mean square error, lower, upper (90%)
     "The score of the Kaggle galaxy challenge; the winner reached .07492 (Dieleman et al. 2015)"
-    columns = list(_kaggle_columns().values())
-    tables = []
-    for x in (predicted, solutions):
-        if isinstance(x, pd.DataFrame):
-            missing = [c for c in columns if c not in x]
-            if missing: raise InputError(f"the table lacks {missing[0]} and {len(missing) - 1} more of the 37 columns of the challenge")
-            x = x[columns]
-        tables.append(np.asarray(x, float))
-    predicted, solutions = tables
+    predicted, solutions = _kaggle_numbers(predicted), _kaggle_numbers(solutions)
     if predicted.shape != solutions.shape or predicted.shape[1:] != (37,):
-        raise InputError(f"predictions of shape {predicted.shape} for solutions of shape {solutions.shape}: expected (galaxies, 37) for both")
+        raise InputError(f"predictions of shape {predicted.shape} for solutions of shape {solutions.shape}: expected "
+                         "(galaxies, 37) for both")
     square = ((predicted - solutions) ** 2).mean(1)
-    if not np.isfinite(square).all():
-        raise InputError(f"{(~np.isfinite(square)).sum()} galaxies have a number that is not finite, the first in row {(~np.isfinite(square)).argmax()}")
+    bad = ~np.isfinite(square)
+    if bad.any():
+        raise InputError(f"{bad.sum()} galaxies have a number that is not finite, the first in row {bad.argmax()}")
     return bootstrap(lambda s: np.sqrt(s.mean()), square, draws=draws, seed=seed)
+
+def _kaggle_numbers(table) -> np.ndarray:
+    "The 37 columns in their order, if it is a table"
+    if not isinstance(table, pd.DataFrame): return _numbers(table, "Kaggle's numbers")
+    columns = list(_kaggle_columns().values())
+    missing = [c for c in columns if c not in table]
+    if missing: raise InputError(f"the table lacks {len(missing)} of the 37 columns of the challenge: {missing[0]} ...")
+    return _numbers(table[columns], "Kaggle's numbers")
