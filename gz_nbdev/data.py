@@ -8,8 +8,8 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/data.html.md"""
 __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'MAX_RATIO', 'MAX_BYTES', 'MAX_BLANK', 'GZ_SIDE', 'View', 'ImageError', 'decode',
            'image_grid', 'FolderImages', 'ParquetImages', 'ArrayImages', 'PixelCache', 'load_pixels', 'iter_batches',
            'check_images', 'TensorVotes', 'VotesBlock', 'Augment', 'GalaxyItems', 'GalaxyDL', 'TensorLabel',
-           'galaxy_dls', 'show_batch', 'show_results', 'write_hub_folder', 'HubImages', 'load_hub', 'galaxy_zoo_scale',
-           'FitsImages']
+           'galaxy_dls', 'show_batch', 'show_results', 'write_hub_folder', 'HubStream', 'HubImages', 'load_hub',
+           'galaxy_zoo_scale', 'FitsImages']
 
 # %% ../nbs/20_data.ipynb #3b0ed3e1
 import hashlib
@@ -666,9 +666,8 @@ def _look_at(source, id: str, item) -> dict:
     row = dict(id=id, reason="", size="", mode="", hash="", turned=False, flat=False, burnt=False)
     try:
         picture = _get(source, item)
-        image = _open(picture)
+        pixels, image = decode(picture, View(64)), _open(picture)
         row.update(size=f"{image.width} x {image.height}", mode=image.mode, turned=image.getexif().get(0x0112, 1) != 1)
-        pixels = decode(picture, View(64))
         row.update(hash=_hash_picture(pixels), flat=pixels.float().std().item() < 1,
                    burnt=(pixels == 255).all(0).float().mean().item() > .2)
     except ImageError as e: row["reason"] = str(e)
@@ -1166,40 +1165,51 @@ def _picture_column(columns, image: str):
                      f"The columns are {', '.join(list(columns)[:8])}, ...")
 
 # %% ../nbs/20_data.ipynb #e3a47049
-class HubImages:
-    "Pictures and votes of a Hugging Face data set; a stream of them has no length and is read from its beginning"
-    def __init__(
-        self,
-        dataset,                        # `datasets.Dataset` or `IterableDataset`, whatever format was set
+class _HubData:
+    "What stored data sets and streams have in common"
+    def __init__(self, dataset, image="image", id_column=None, card=None):
+        datasets = _datasets()
+        _picture_column(dataset.features, image)
+        self.image, self.id_column = image, _id_column([c for c in dataset.features if c != image], id_column)
+        if self.streaming and getattr(dataset.features[image], "decode", False): _warn_if_decoded(dataset)
+        self.dataset = dataset.with_format(None).cast_column(image, datasets.Image(decode=False))
+        self.card = {**_card_of(dataset), **(card or {})}
+        self.restore([], None)
+
+class HubStream(_HubData):
+    "Pictures and votes of a `datasets.IterableDataset`: no length, read from its beginning; see `HubImages`"
+    streaming = True
+
+class HubImages(_HubData):
+    "Pictures and votes of a Hugging Face data set; of an `IterableDataset`, a `HubStream`"
+    streaming = False
+    def __new__(
+        cls,
+        dataset=None,                   # `datasets.Dataset` or `IterableDataset`, whatever format was set
         image: str = "image",           # column of the pictures
         id_column: str | None = None,   # that names the galaxies; None = the first known one
         card: dict | None = None,       # name, licence, conditions, ... as `load_hub` finds them; None = from the info
     ):
         datasets = _datasets()
+        if isinstance(dataset, datasets.IterableDataset): return HubStream(dataset, image, id_column, card)
         if isinstance(dataset, dict):
             raise InputError(f"This data set has parts: choose one, as in dataset[{next(iter(dataset), 'train')!r}]")
-        if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        if not isinstance(dataset, datasets.Dataset):
             raise InputError(f"HubImages wants a datasets.Dataset or IterableDataset, not {type(dataset).__name__}")
-        _picture_column(dataset.features, image)
-        self.image, self.streaming = image, isinstance(dataset, datasets.IterableDataset)
-        self.id_column = _id_column([c for c in dataset.features if c != image], id_column)
-        if self.streaming and getattr(dataset.features[image], "decode", False): _warn_if_decoded(dataset)
-        self.dataset = dataset.with_format(None).cast_column(image, datasets.Image(decode=False))
-        self.card = {**_card_of(dataset), **(card or {})}
-        if self.streaming: self.restore([], None)
-        else:
-            table = self.dataset.remove_columns(image).with_format("arrow")[:]
-            self.restore(_text_ids(self._ids_in(table), self.card["name"]), table)
-            self._cells = self.dataset.select_columns(image)
+        return super().__new__(cls)
 
-    def __len__(self):
-        if self.streaming: raise TypeError("a stream has no length")
-        return len(self.ids)
+    def __init__(self, dataset, image="image", id_column=None, card=None):
+        super().__init__(dataset, image, id_column, card)
+        table = self.dataset.remove_columns(image).with_format("arrow")[:]
+        self.restore(_text_ids(self._ids_in(table), self.card["name"]), table)
+        self._cells = self.dataset.select_columns(image)
 
-# %% ../nbs/20_data.ipynb #f2736f8a
+    def __len__(self): return len(self.ids)
+
+# %% ../nbs/20_data.ipynb #ecccba6e
 @patch
 def restore(
-    self: HubImages,
+    self: _HubData,
     ids: list,   # of all pictures
     table,       # pyarrow Table of the other columns
 ):
@@ -1207,7 +1217,7 @@ def restore(
     self.ids, self._tables = ids, [] if table is None else [table]
 
 @patch(as_prop=True)
-def table(self: HubImages) -> pa.Table:
+def table(self: _HubData) -> pa.Table:
     "The columns other than the picture as they are stored; of a stream, those that were met in this pass"
     if not self._tables:
         raise InputError("Nothing of this stream was read yet. load_pixels(source, view, cache_dir) reads it once, and "
@@ -1215,7 +1225,7 @@ def table(self: HubImages) -> pa.Table:
     return pa.concat_tables(self._tables)
 
 @patch(as_prop=True)
-def catalog(self: HubImages) -> pd.DataFrame:
+def catalog(self: _HubData) -> pd.DataFrame:
     "The same as a catalog: `id_str` as text, `ra`, `dec`, votes"
     table = self.table
     if "id_str" in table.column_names and self.id_column != "id_str": table = table.drop_columns("id_str")
@@ -1225,7 +1235,7 @@ def catalog(self: HubImages) -> pd.DataFrame:
     return catalog
 
 @patch
-def _ids_in(self: HubImages, table: pa.Table) -> list:
+def _ids_in(self: _HubData, table: pa.Table) -> list:
     "The ids in some rows, as text"
     column = table[self.id_column]
     if pa.types.is_floating(column.type):
@@ -1240,12 +1250,11 @@ def read(
     i: int,           # row
 ) -> bytes:
     "The encoded picture of row `i`; `ImageError` where there is none"
-    if self.streaming: raise InputError("A stream is read from its beginning, with iter_batches or load_pixels")
     return _encoded(self._cells[i][self.image])
 
 @patch
 def pictures(
-    self: HubImages,
+    self: HubStream,
     done=None,        # function of a list of ids: True for each that is not wanted
 ):                    # generator of (id, encoded bytes or `ImageError`)
     "One pass over a stream; `ids` and `catalog` grow with it, those who are done included"
@@ -1266,7 +1275,7 @@ def pictures(
             except ImageError as e: yield id, e
 
 @patch
-def _next(self: HubImages, batches):
+def _next(self: HubStream, batches):
     "The next rows of a stream, None at its end"
     try: return next(batches, None)
     except Exception as e:  # of the network, of parquet, of a function that the user mapped over the stream
@@ -1288,15 +1297,20 @@ def _warn_if_decoded(stream):
              "stream.cast_column('image', datasets.Image(decode=False)).filter(...)", stacklevel=3)
 
 @patch
+def _about(self: _HubData) -> list: return [self.image, *(self.card[k] for k in ("name", "config", "split", "revision"))]
+
+@patch
 def fingerprint(self: HubImages) -> str:
-    "Hash of ids and 32 pictures; of a stream: how it is made, its columns, and its first four pictures"
-    about = [self.image, *(self.card[k] for k in ("name", "config", "split", "revision"))]
-    if not self.streaming:
-        spots = np.unique(np.linspace(0, len(self) - 1, 32).astype(int)).tolist()
-        return _hash_rows([*about, *self.ids, *(_hash_of(self, i) for i in spots)])
+    "Hash of ids and 32 pictures"
+    spots = np.unique(np.linspace(0, len(self) - 1, 32).astype(int)).tolist()
+    return _hash_rows([*self._about(), *self.ids, *(_hash_of(self, i) for i in spots)])
+
+@patch
+def fingerprint(self: HubStream) -> str:
+    "Hash of how the stream is made, of its columns and its first four pictures"
     from datasets.fingerprint import Hasher
     first = [(id, _hash_of(self, cell)) for id, cell in islice(copy(self).pictures(), 4)]
-    return _hash_rows([*about, self.dataset.features, Hasher.hash(self.dataset._ex_iterable), *first])
+    return _hash_rows([*self._about(), self.dataset.features, Hasher.hash(self.dataset._ex_iterable), *first])
 
 # %% ../nbs/20_data.ipynb #e91e426c
 def _card_of(dataset) -> dict:
@@ -1308,7 +1322,7 @@ def _card_of(dataset) -> dict:
                 licence=info.license or "not stated", conditions="", homepage=info.homepage or "")
 
 @patch(as_prop=True)
-def licence(self: HubImages) -> str:
+def licence(self: _HubData) -> str:
     "The licence, as the hub names it"
     return self.card["licence"]
 
@@ -1319,14 +1333,14 @@ def _card_lines(card: dict) -> list:   # (what, text)
     return [(what, text) for what, text in rows if text]
 
 @patch
-def __repr__(self: HubImages):
-    known = "a stream of pictures" if self.streaming else f"{len(self):,} pictures"
+def __repr__(self: _HubData):
+    known = "pictures" if self.streaming else f"{len(self):,} pictures"
     where = ", ".join(filter(None, (self.card["config"], self.card["split"])))
-    head = f"HubImages: {known} of {self.card['name']}" + (f" ({where})" if where else "")
+    head = f"{type(self).__name__}: {known} of {self.card['name']}" + (f" ({where})" if where else "")
     return "\n".join([head, *(f"  {what}: {text}" for what, text in _card_lines(self.card))])
 
 @patch
-def _repr_html_(self: HubImages):
+def _repr_html_(self: _HubData):
     head, *_ = repr(self).splitlines()
     rows = "".join(f"<tr><th style='text-align:left'>{what}</th><td style='text-align:left'>{html.escape(text)}</td>"
                    "</tr>" for what, text in _card_lines(self.card))
@@ -1386,18 +1400,27 @@ def _from_folder(folder: Path, split: str, config, streaming: bool, cache):
 def _from_cache(name: str, revision, split: str, config, cache):
     "A data set that was loaded on this machine before"
     from datasets.packaged_modules.cache.cache import Cache
-    builder = Cache(cache_dir=cache, dataset_name=name.split("/")[-1], repo_id=name, config_name=config,
-                    version="auto", hash=revision or "auto")
-    return builder.as_dataset(split=split), dict(revision=builder.hash)
+    which = dict(version="auto", hash="auto") if revision is None else dict(version="0.0.0", hash=revision)
+    builder = Cache(cache_dir=cache, dataset_name=name.split("/")[-1], repo_id=name,
+                    config_name=config if revision is None else config or "default", **which)
+    return builder.as_dataset(split=split), {**_hub_card(name, builder.hash, only_here=True), "revision": builder.hash}
+
+def _hub_card(name: str, revision: str, only_here: bool) -> dict:
+    "Licence and conditions of a hub data set; nothing where it has no card, or `only_here` and it was never fetched"
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    try: readme = hf_hub_download(name, "README.md", repo_type="dataset", revision=revision, local_files_only=only_here)
+    except LocalEntryNotFoundError:
+        if only_here: return {}
+        raise
+    except EntryNotFoundError: return {}
+    return _read_card(Path(readme).read_text(encoding="utf-8", errors="replace"), name)[0]
 
 def _from_hub(name: str, revision, split: str, config, streaming: bool, cache):
     "A data set of the hub at a revision, and its card"
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import HfApi
     revision = HfApi().dataset_info(name, revision=revision, timeout=20).sha
-    try: readme = Path(hf_hub_download(name, "README.md", repo_type="dataset", revision=revision))
-    except EntryNotFoundError: said = {}
-    else: said, _ = _read_card(readme.read_text(encoding="utf-8", errors="replace"), name)
+    said = _hub_card(name, revision, only_here=False)
     dataset = _datasets().load_dataset(name, config, split=split, revision=revision, streaming=streaming, cache_dir=cache)
     return dataset, {**said, "revision": revision}
 
@@ -1411,14 +1434,15 @@ def _refuse_name(name: str, revision):
         raise InputError(f"revision={revision!r}: a revision that cannot change has 40 hexadecimal digits (the hub shows "
                          "them under 'Files and versions'); None takes the newest, and says which that is")
 
+_GONE = ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "DatasetNotFoundError")
+
 def _hub_problem(error: Exception, name: str, revision) -> str:
     "What went wrong on the hub, and what to do"
-    kind = type(error).__name__
-    page = f"https://huggingface.co/datasets/{name}"
-    if "Gated" in kind or "gated" in str(error):
+    kind, page = type(error).__name__, f"https://huggingface.co/datasets/{name}"
+    if kind == "GatedRepoError" or "gated dataset" in str(error):
         return f"{name} is gated: ask for access on {page}, then log in with `hf auth login`"
-    if "RevisionNotFound" in kind: return f"{name} has no revision {revision}: {page} shows those that it has"
-    if "NotFound" in kind: return f"There is no data set {name} on the hub, or it is private: look at {page}"
+    if kind == "RevisionNotFoundError": return f"{name} has no revision {revision}: {page} shows those that it has"
+    if kind in _GONE: return f"There is no data set {name} on the hub, or it is private: look at {page}"
     if isinstance(error, (ValueError, KeyError)): return f"{name} cannot be loaded: {_brief(error)}"
     return (f"{name} is not on this machine, and the hub cannot be reached ({_brief(error)}). Where there is a "
             f"network, run `hf download {name} --repo-type dataset --local-dir {name.split('/')[-1]}`; copy that folder "
@@ -1433,11 +1457,11 @@ def load_hub(
     image: str = "image",          # column of the pictures
     id_column: str | None = None,  # that names the galaxies; None = the first known one
     folder=None,                   # where downloads are kept; None = the cache of `datasets`
-) -> HubImages:
+) -> HubImages:                    # or a `HubStream`
     "Pictures and votes of a hub data set, its licence shown first"
     datasets = _datasets()
     cache = None if folder is None else str(folder)
-    local = isinstance(name, Path) or (Path(name).is_dir() and not re.search(r"\.\.|\\|:", name))
+    local = isinstance(name, Path) or bool(name and Path(name).is_dir() and not re.search(r"\.\.|\\|:", name))
     if local: dataset, card = _from_folder(Path(name), split, config, streaming, cache)
     else:
         _refuse_name(name, revision)
@@ -1447,7 +1471,7 @@ def load_hub(
         except InputError: raise
         except Exception as e:  # whatever the clients of the hub raise
             try:
-                if "NotFound" in type(e).__name__ or isinstance(e, (ValueError, KeyError)): raise e
+                if type(e).__name__ in _GONE or isinstance(e, (ValueError, KeyError)): raise e
                 dataset, card = _from_cache(name, revision, split, config, cache)
             except Exception: raise InputError(_hub_problem(e, name, revision)) from e
             if streaming: dataset = dataset.to_iterable_dataset()
