@@ -7,15 +7,16 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/consensus.html.md"""
 # %% auto #0
 __all__ = ['TAG_FAMILIES', 'BetaBinomial', 'fit_beta_binomial', 'simulate_project', 'read_consensus', 'shrink', 'plot_votes',
            'effective_votes', 'read_tags', 'read_comments', 'normal_tag', 'group_tags', 'tagged_subjects',
-           'auc_interval', 'tag_interest', 'plot_tags', 'talk_activity']
+           'auc_interval', 'tag_interest', 'plot_tags', 'talk_activity', 'read_scores', 'weighted_score', 'join_scores',
+           'plot_scores', 'score_interest', 'plot_ranking', 'weight_curve', 'percentile_sets', 'read_latents',
+           'pca_map', 'umap_map', 'plot_map']
 
-# %% ../nbs/80_consensus.ipynb #57900bd4
+# %% ../nbs/80_consensus.ipynb #4cb031c5
 import json
 import re
 import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,6 @@ from scipy.optimize import minimize
 from scipy.special import betaincinv, betaln, expit, gammaln, logit, ndtri
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
-from sklearn.preprocessing import StandardScaler
 
 from .schema import PALETTE, InputError, near_names
 from .catalog import _count, _shown, match_ids, read_table
@@ -169,7 +169,7 @@ def _simulate_talk(table: pd.DataFrame, rng) -> tuple:   # comments, tags: lists
                          taggable_id=subject, taggable_type="Subject", project_id=1))
     return comments, tags
 
-# %% ../nbs/80_consensus.ipynb #d478cd63
+# %% ../nbs/80_consensus.ipynb #9a8c25a7
 def simulate_project(
     root,                   # folder to write to; made if need be
     subjects: int = 4000,
@@ -190,10 +190,9 @@ def simulate_project(
     scores = votes.assign(filename=70_000_000_000_000_001 + np.arange(subjects), RA=rng.uniform(0, 360, subjects),
                           Dec=rng.uniform(-5, 45, subjects)).join(table[["anomaly_score", "image_score", "feature_score"]])
     scores.to_csv(root / "all_ww_data.csv", index=False)
-    latents = rng.normal(size=(subjects, 128))
-    latents[:, 0] += 3 * np.log(table.feature_score)
-    for place, kind in enumerate(_KINDS, 1): latents[:, place] += 5 * (table.kind == kind)
-    np.save(root / "latents.npy", latents.astype("float32"))
+    hidden = np.stack([8 * np.log(table.feature_score), *(6. * (table.kind == kind) for kind in _KINDS)], 1)
+    hidden += rng.normal(size=hidden.shape)   # a few hidden numbers, spread over many latents
+    np.save(root / "latents.npy", (hidden @ rng.normal(size=(hidden.shape[1], 128)) / 10).astype("float32"))
     return table.assign(id_str=table.subject_id.astype("str"))[["id_str", "fraction", "kind"]]
 
 # %% ../nbs/80_consensus.ipynb #7cf7455a
@@ -265,7 +264,7 @@ def _check_users(votes: pd.DataFrame) -> None:
         raise InputError(f"{_count(int(bad.sum()), 'subject')} cannot have been seen by so many people (the first: {first.id_str!r}, "
                          f"{first.users} users in {first.viewed} views)")
 
-# %% ../nbs/80_consensus.ipynb #e6311f02
+# %% ../nbs/80_consensus.ipynb #25e97dca
 def shrink(
     votes: pd.DataFrame,         # from `read_consensus`
     fit: BetaBinomial = None,    # by default fitted to these votes by likelihood
@@ -274,7 +273,7 @@ def shrink(
     _need_columns(votes, ("id_str", "viewed", "selected"), "the table of counts")
     fit = fit or fit_beta_binomial(votes.selected, votes.viewed)
     fraction = (votes.selected / votes.viewed.where(votes.viewed > 0)).rename("fraction")
-    return votes.assign(fraction=fraction).join(fit.posterior(votes.selected, votes.viewed).set_index(votes.index))
+    return votes.assign(fraction=fraction, **{c: x.to_numpy() for c, x in fit.posterior(votes.selected, votes.viewed).items()})
 
 def _need_columns(table: pd.DataFrame, columns: tuple, where: str) -> None:
     "An error where one of `columns` is missing"
@@ -282,7 +281,7 @@ def _need_columns(table: pd.DataFrame, columns: tuple, where: str) -> None:
         if column not in table: raise InputError(f"{where[:1].upper()}{where[1:]} has no column {column!r}: "
                                                  f"{near_names(column, table.columns)}")
 
-# %% ../nbs/80_consensus.ipynb #1c02b785
+# %% ../nbs/80_consensus.ipynb #5029b392
 def plot_votes(
     votes: pd.DataFrame,   # with viewed, selected
     fits: dict,            # name: BetaBinomial
@@ -300,20 +299,25 @@ def plot_votes(
     alike = BetaBinomial(1e6 * here.mean() / n, 1e6 * (1 - here.mean() / n))
     ax.plot(k, np.exp(alike.log_chance(k, np.full(n + 1, n))), color="black", ls=":", lw=1, label="all subjects alike")
     ax.set(xlabel="selections", ylabel="share of the subjects", yscale="log", ylim=(.3 / len(here), 1.5))
-    ax.legend(frameon=False, fontsize=8)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    _legend(ax)
     plt.close(fig)
     return fig
 
-# %% ../nbs/80_consensus.ipynb #937aaf99
+def _legend(ax, **kwargs) -> None:
+    "A legend in which text is text: what people wrote may hold dollars, and is no formula"
+    for text in ax.legend(frameon=False, fontsize=8, **kwargs).get_texts(): text.set_parse_math(False)
+
+# %% ../nbs/80_consensus.ipynb #942560c8
 def effective_votes(
     votes: pd.DataFrame,   # from `read_consensus`, with users
 ) -> pd.DataFrame:         # the same; viewed is the number of different people, selected the same fraction of it (not whole)
     "The votes as if each person had been shown each subject once"
     _need_columns(votes, ("viewed", "selected", "users"), "the table of counts")
-    share = votes.users / votes.viewed.where(votes.viewed > 0, 1)
-    return votes.assign(viewed=votes.users, selected=votes.selected * share)
+    views = votes.viewed.where(votes.viewed > 0, 1)
+    return votes.assign(viewed=votes.users, selected=votes.selected * votes.users / views)
 
-# %% ../nbs/80_consensus.ipynb #0552b076
+# %% ../nbs/80_consensus.ipynb #5d597140
 def _read_talk(path, columns: dict, what: str) -> pd.DataFrame:
     "The rows of a Talk export that are about a subject, `columns` only"
     path = Path(path)
@@ -332,7 +336,10 @@ def _read_talk(path, columns: dict, what: str) -> pd.DataFrame:
         lack = next((i for i, row in enumerate(rows) if column not in row), None)
         if lack is not None: raise InputError(f"{path.name}: {what[:-1]} {lack} has no {column!r}: {near_names(column, rows[lack])}")
     kind = next(column for column in columns if column.endswith("_type"))
-    about = [row for row in rows if row[kind] == "Subject" and type(row[kind.replace("_type", "_id")]) in (int, str)]
+    key = kind.replace("_type", "_id")
+    about = [row | {key: int(row[key]) if type(row[key]) is float else row[key]} for row in rows
+             if row[kind] == "Subject" and (type(row[key]) in (int, str) or type(row[key]) is float and row[key].is_integer())]
+    if not about: raise InputError(f"{path.name} has {_count(len(rows), what[:-1])}, but none is about a subject")
     table = pd.DataFrame({new: [str(row[old]) for row in about] for old, new in columns.items() if new}, dtype="str")
     table.attrs["left_out"] = len(rows) - len(about)   # about a board, a user, or nothing
     return table
@@ -352,11 +359,10 @@ def read_comments(
     return _read_talk(path, {"comment_focus_id": "id_str", "comment_body": "text", "comment_user_id": "user",
                              "comment_created_at": "created", "comment_focus_type": ""}, "comments")
 
-# %% ../nbs/80_consensus.ipynb #522286ee
+# %% ../nbs/80_consensus.ipynb #ada7b7d4
 _WORD = re.compile(r"[^\W_]+")
 _SINGULAR = {"lens": "lens", "lenses": "lens", "series": "series"}
 
-@lru_cache(maxsize=100_000)
 def normal_tag(
     tag: str,   # as somebody wrote it
 ) -> str:       # words in small letters and singular, with hyphens between
@@ -368,9 +374,9 @@ def normal_tag(
 def _singular(word: str) -> str:
     "Without the s of the plural"
     if len(word) > 4 and word.endswith("ies"): return word[:-3] + "y"
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is", "lens")) else word
 
-# %% ../nbs/80_consensus.ipynb #0fc5eea7
+# %% ../nbs/80_consensus.ipynb #86e44102
 TAG_FAMILIES = {  # family: its phrases, normal form; edit freely
     "merger": "merger merge merging merged interacting interaction colliding collision post-merger antenna cannibal double-nucleus",
     "tidal": "tidal tail tidal-tail plume stream",
@@ -388,10 +394,12 @@ TAG_FAMILIES = {  # family: its phrases, normal form; edit freely
     "asteroid": "asteroid main-belt",
     "quasar": "quasar qso agn active-galaxy",
     "transient": "transient supernova",
-    "artefact": "artefact artifact trail satellite-trail satellite-streak diffraction-spike ghost cosmic-ray",
+    "trail": "trail",
+    "artefact": "artefact artifact satellite-trail satellite-streak diffraction-spike ghost cosmic-ray",
+    "edge-on": "edge-on edge", "shell": "shell", "irregular": "irregular", "dot": "red-dot green-dot",
     "praise": "interesting weird wonderful weird-wonderful unusual rare beautiful awesome amazing strange"}
 
-# %% ../nbs/80_consensus.ipynb #efb7fd28
+# %% ../nbs/80_consensus.ipynb #ff57c839
 def _phrases(families: dict) -> dict:   # tuple of words: family; the longest first
     "The mapping, read"
     if not families: raise InputError("There are no families: give {family: 'phrases with spaces between'}")
@@ -413,7 +421,9 @@ def _known_words(tag: str, phrases: dict) -> list:
     for word in normal_tag(tag).split("-"):
         if word in vocabulary: mended.append(word)
         elif word in joined: mended += joined[word]
-        else: mended += (get_close_matches(word, long, n=1, cutoff=.83) if len(word) >= 5 else []) or [word]
+        else:
+            near = get_close_matches(word, [w for w in long if w[0] == word[0]], n=1, cutoff=.83)
+            mended += near if near and len(word) >= 5 else [word]
     return mended
 
 def _families_of(tag: str, phrases: dict) -> tuple:
@@ -427,17 +437,21 @@ def _families_of(tag: str, phrases: dict) -> tuple:
                 words[i:i + len(phrase)] = [""] * len(phrase)
     return tuple(sorted(found))
 
-# %% ../nbs/80_consensus.ipynb #8b8a6195
+def _families_by_tag(tags: pd.DataFrame, families: dict) -> dict:   # tag: tuple of families
+    "Each different tag looked up once"
+    phrases = _phrases(families)
+    return {tag: _families_of(tag, phrases) for tag in tags.tag.unique()}
+
+# %% ../nbs/80_consensus.ipynb #e5f69dda
 def group_tags(
     tags: pd.DataFrame,             # from `read_tags`: id_str, tag
     families: dict = TAG_FAMILIES,  # family: phrases, in one text or a list
 ) -> pd.DataFrame:                  # one row a different tag: tag, normal, families (text, ", " between), uses, subjects
     "Which tags there are, and what each was taken for: read this table before you trust the next"
     _need_columns(tags, ("id_str", "tag"), "the table of tags")
-    phrases = _phrases(families)
     table = tags.groupby("tag").id_str.agg(uses="size", subjects="nunique").reset_index()
     table.insert(1, "normal", [normal_tag(tag) for tag in table.tag])
-    table.insert(2, "families", [", ".join(_families_of(tag, phrases)) for tag in table.tag])
+    table.insert(2, "families", table.tag.map(_families_by_tag(tags, families)).map(", ".join))
     return table.sort_values(["uses", "tag"], ascending=[False, True], ignore_index=True)
 
 def tagged_subjects(
@@ -445,7 +459,8 @@ def tagged_subjects(
     families: dict = TAG_FAMILIES,  # as in `group_tags`
 ) -> pd.DataFrame:                  # id_str, family; each pair once. Family "" for tags of none
     "Which subjects were tagged with something of each family"
-    of = group_tags(tags, families).set_index("tag").families.str.split(", ")
+    _need_columns(tags, ("id_str", "tag"), "the table of tags")
+    of = {tag: found or ("",) for tag, found in _families_by_tag(tags, families).items()}
     pairs = pd.DataFrame({"id_str": tags.id_str, "family": tags.tag.map(of)}).explode("family", ignore_index=True)
     return pairs.drop_duplicates(ignore_index=True)
 
@@ -538,3 +553,259 @@ def talk_activity(
     step = pd.cut(interest.fraction, list(edges), include_lowest=True)
     table = pd.DataFrame(dict(discussed=written > 0, tagged=uses > 0, comments=written, tags=uses)).groupby(step, observed=False)
     return table.mean().assign(subjects=table.size()).rename_axis("fraction")[["subjects", "discussed", "tagged", "comments", "tags"]]
+
+# %% ../nbs/80_consensus.ipynb #cfa1058e
+def read_scores(
+    source,            # path to a table of scores, one row a subject, or a DataFrame
+) -> pd.DataFrame:     # id_str (of the subject; without one, the picture), picture, every ..._score, volunteer_rating, expert_fraction (0 to 1)
+    "The scores of a machine, and the ratings of people where the table has them"
+    if isinstance(source, (str, Path)): _refuse_page(source)
+    table = read_table(source)
+    if not len(table): raise InputError("The table of scores is empty: it has no rows")
+    known = {c: re.sub(r"(?<=[a-z])(?=[A-Z])", "_", c).lower() for c in table.columns}
+    found = {new: table[old] for old, new in known.items()}
+    ids = {}
+    if "subject_id" in found or "id_str" in found: ids["id_str"] = _text_ids(found.get("subject_id", found.get("id_str")), "the scores")
+    if "filename" in found:
+        names = _text_ids(found["filename"], "the scores").str.replace(r"^.*[/\\]|\.(png|jpe?g|fits)$", "", regex=True)
+        ids = {"id_str": names} | ids | {"picture": names}
+    if not ids: raise InputError(f"No column names the subjects: {near_names('subject_id', table.columns)}")
+    wanted = [c for c in found if c.endswith("_score") or c in ("volunteer_rating", "expert_fraction")]
+    if not any(c.endswith("_score") for c in wanted):
+        raise InputError(f"No column is a score (their names end in 'score'): {near_names('anomaly_score', table.columns)}")
+    out = pd.DataFrame(ids | {c: _number(found[c], c) for c in wanted})
+    if "expert_fraction" in out and out.expert_fraction.max() > 1: out["expert_fraction"] /= 100   # was in percent
+    for c in ("volunteer_rating", "expert_fraction"):
+        if c in out and not out[c].dropna().between(0, 1).all():
+            raise InputError(f"Column {c!r} should lie in 0 to 1 (experts: or 0 to 100), but goes from {out[c].min():g} to {out[c].max():g}")
+    return out
+
+def _number(column: pd.Series, name: str) -> pd.Series:
+    "The column as numbers; blanks are NaN"
+    numbers = pd.to_numeric(column, errors="coerce")
+    wrong = (numbers.isna() & column.notna()) | np.isinf(numbers)
+    if wrong.any(): raise InputError(f"Column {name!r} holds {column[wrong.idxmax()]!r} in row {wrong.argmax()}, which is no number")
+    return numbers.astype(float)
+
+# %% ../nbs/80_consensus.ipynb #99cf91c1
+def weighted_score(
+    image,                # (subjects,) residual of the pixels
+    feature,              # (subjects,) residual of the features
+    weight: float = .2,   # of the features, 0 to 1
+) -> np.ndarray:          # (subjects,)
+    "The two residuals as one score; nothing is normalised, so the weight depends on their units"
+    if not 0 <= weight <= 1: raise InputError(f"weight={weight}: the share of the feature score is between 0 and 1")
+    image, feature = np.asarray(image, float), np.asarray(feature, float)
+    if image.shape != feature.shape: raise InputError(f"{len(image)} image scores for {len(feature)} feature scores: one of each is needed")
+    return (1 - weight) * image + weight * feature
+
+# %% ../nbs/80_consensus.ipynb #5b9d9b12
+def join_scores(
+    interest: pd.DataFrame,   # from `shrink`: id_str, ...
+    scores: pd.DataFrame,     # from `read_scores`: id_str, ...
+) -> pd.DataFrame:            # the subjects that are in both
+    "What people found and what the machine said, a row a subject"
+    for table, where in ((interest, "the table of subjects"), (scores, "the table of scores")): _need_columns(table, ("id_str",), where)
+    _found(interest.id_str, scores.id_str, "scores")
+    return match_ids(interest, scores)
+
+# %% ../nbs/80_consensus.ipynb #d28dcccf
+def plot_scores(
+    table: pd.DataFrame,          # image_score, feature_score and `interest`
+    interest: str = "fraction",   # column, 0 to 1
+):                                # matplotlib figure
+    "Feature score against image score, each subject coloured by how many people selected it; lines of equal anomaly score"
+    import matplotlib.pyplot as plt
+    _need_columns(table, ("image_score", "feature_score", interest), "the table")
+    table = table.sort_values(interest)
+    fig, ax = plt.subplots(figsize=(5.6, 3.8), dpi=80, layout="constrained")
+    dots = ax.scatter(table.image_score, table.feature_score, c=table[interest], s=8, cmap="viridis", vmin=0, lw=0, rasterized=True)
+    ax.set(xscale="log", yscale="log", xlabel="image score", ylabel="feature score")
+    x, ylim = np.geomspace(*ax.get_xlim(), 200), ax.get_ylim()
+    for level in np.quantile(weighted_score(table.image_score, table.feature_score), [.5, .9, .99]):
+        y = (level - .8 * x) / .2
+        ax.plot(x[y > 0], y[y > 0], color="black", lw=.8, ls=":")
+    ax.set(ylim=ylim)
+    fig.colorbar(dots, label=f"{interest} that selected it" if interest == "fraction" else interest)
+    plt.close(fig)
+    return fig
+
+# %% ../nbs/80_consensus.ipynb #f7765ff3
+def _hits_interval(hits, n) -> tuple:   # lower, upper of the share
+    "Jeffreys' 90% interval of a binomial share; it starts at 0 without a hit, ends at 1 without a miss"
+    hits, n = np.asarray(hits, float), np.asarray(n, float)
+    lower, upper = (betaincinv(hits + .5, n - hits + .5, p) for p in (.05, .95))
+    return np.where(hits == 0, 0, lower), np.where(hits == n, 1, upper)
+
+def _spearman(x, y) -> tuple:   # value, lower, upper
+    "Rank correlation with the 90% interval of Bonett & Wright (2000)"
+    r = spearmanr(x, y).statistic
+    half = ndtri(.95) * np.sqrt((1 + r ** 2 / 2) / max(len(x) - 3, 1))
+    return (float(r), *np.tanh(np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)) + [-half, half]))
+
+def _interesting(interest, threshold: float) -> tuple:   # fractions, true where interesting
+    "Fractions, and which of them count as interesting"
+    interest = np.asarray(interest, float)
+    bad = ~((interest >= 0) & (interest <= 1))
+    if bad.any(): raise InputError(f"{_count(int(bad.sum()), 'subject')} have no fraction in 0 to 1 (the first: row {bad.argmax()}, "
+                                   f"{interest[bad.argmax()]:g}): leave them out, table.dropna(subset=[...])")
+    if not (interest >= threshold).any() or (interest >= threshold).all():
+        raise InputError(f"{'All' if (interest >= threshold).all() else 'None'} of {len(interest):,} subjects reach the threshold "
+                         f"{threshold}; the largest fraction is {interest.max():.3g}: choose another threshold")
+    return interest, interest >= threshold
+
+# %% ../nbs/80_consensus.ipynb #9e1c52c7
+def score_interest(
+    scores: pd.DataFrame,      # a column for each score, higher is odder
+    interest,                  # (subjects,) fraction of people who found it interesting, 0 to 1
+    threshold: float = .5,     # from this fraction on it counts as a find
+    n: int = 50,               # length of the list that a person reads
+    seed: int = 0,             # of the bootstrap
+) -> pd.DataFrame:             # one row a score: subjects, positives, base_rate, spearman, roc_auc, average_precision, precision, recall, lift, rank_weighted; intervals
+    "Does the machine find odd what people find interesting? Over the whole list, and in its head"
+    interest, label = _interesting(interest, threshold)
+    rows = {}
+    for name, score in scores.items():
+        row = ranking_metrics(label, score, n)
+        listed = min(n, len(label))
+        row |= dict(hits=round(row["precision"] * listed), listed=listed)
+        _, *weighted = bootstrap(lambda y, s: rank_weighted_score(y, s, n), label, score, seed=seed)
+        row["spearman"], *rank = _spearman(score, interest)
+        for of, ends in dict(roc_auc=auc_interval(label, score)[1:], spearman=rank, rank_weighted=weighted,
+                             precision=_hits_interval(row["hits"], listed)).items():
+            row[f"{of}_lower90"], row[f"{of}_upper90"] = map(float, ends)
+        rows[name] = row
+    order = ["galaxies", "positives", "base_rate", "hits", "listed", "average_precision", "recall", "lift"]
+    order += [f"{of}{end}" for of in ("spearman", "roc_auc", "precision", "rank_weighted") for end in ("", "_lower90", "_upper90")]
+    whole = {c: int for c in ("galaxies", "positives", "hits", "listed")}
+    return pd.DataFrame.from_dict(rows, orient="index")[order].astype(whole).rename(columns={"galaxies": "subjects"})
+
+# %% ../nbs/80_consensus.ipynb #48467801
+def plot_ranking(
+    scores: pd.DataFrame,    # a column for each score, higher is odder
+    interest,                # (subjects,) fraction of people who found it interesting, 0 to 1
+    threshold: float = .5,   # from this fraction on it counts as a find
+):                           # matplotlib figure
+    "ROC curve beside precision at N: what the whole list is worth, and what its head is"
+    import matplotlib.pyplot as plt
+    label = _interesting(interest, threshold)[1]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), dpi=80, layout="constrained")
+    listed, base = np.arange(1, len(label) + 1), label.mean()
+    for (name, score), colour in zip(scores.items(), PALETTE):
+        value = auc_interval(label, score)[0]
+        hits = label[np.argsort(-np.asarray(score), kind="stable")].cumsum()
+        left.plot((listed - hits) / (~label).sum(), hits / label.sum(), color=colour, lw=1.4, label=f"{name}: AUC {value:.2f}")
+        right.plot(listed[4:], (hits / listed)[4:], color=colour, lw=1.4)   # of fewer than five there is no share to speak of
+        if name == scores.columns[0]:
+            right.fill_between(listed[4:], *_hits_interval(hits[4:], listed[4:]), color=colour, alpha=.15, lw=0)
+    left.plot([0, 1], [0, 1], color="black", lw=1, ls=":", label="chance")
+    right.axhline(base, color="black", lw=1, ls=":", label=f"base rate {base:.2g}")
+    left.set(xlabel="share of the others listed", ylabel="share of the finds listed")
+    right.set(xlabel="length of the list", ylabel="share of finds in it", xscale="log", ylim=(-.01, None))
+    for ax in (left, right): _legend(ax)
+    plt.close(fig)
+    return fig
+
+# %% ../nbs/80_consensus.ipynb #21a79d4a
+def weight_curve(
+    image,                   # (subjects,) residual of the pixels
+    feature,                 # (subjects,) residual of the features
+    interest,                # (subjects,) fraction of people who found it interesting, 0 to 1
+    threshold: float = .5,   # from this fraction on it counts as a find
+    n: int = 50,             # length of the list that a person reads
+) -> pd.DataFrame:           # index weight 0, .1, ... 1: roc_auc, average_precision, precision, rank_weighted, base_rate
+    "What the score would have been worth with another weight of the features"
+    label = _interesting(interest, threshold)[1]
+    weights = np.linspace(0, 1, 11).round(1)
+    rows = [ranking_metrics(label, weighted_score(image, feature, weight), n) for weight in weights]
+    columns = ["roc_auc", "average_precision", "precision", "rank_weighted", "base_rate"]
+    return pd.DataFrame(rows, index=pd.Index(weights, name="weight"))[columns]
+
+# %% ../nbs/80_consensus.ipynb #c29e22e5
+def percentile_sets(
+    table: pd.DataFrame,                 # id_str and the score
+    score: str = "anomaly_score",        # column; higher is odder
+    edges=(0, 1, 10, 45, 55, 90, 99, 100),   # of the bands, percentiles
+    size: int = 16,                      # subjects of each band
+    seed: int = 0,
+) -> pd.DataFrame:                       # id_str, band ("99 to 100"), percentile, the score; in order of the score
+    "Subjects drawn from bands of percentiles of a score"
+    _need_columns(table, ("id_str", score), "the table")
+    value, edges = _number(table[score], score), np.asarray(edges, float)
+    if value.isna().any(): raise InputError(f"{_count(int(value.isna().sum()), 'subject')} have no {score}: leave them out first")
+    if value.nunique() < 2: raise InputError(f"{_count(len(value), 'subject')} share one {score}: there are no percentiles")
+    if len(edges) < 2 or (np.diff(edges) <= 0).any() or edges[0] < 0 or edges[-1] > 100:
+        raise InputError(f"edges={edges.tolist()}: percentiles rise, from 0 to 100")
+    out = table[["id_str", score]].assign(percentile=100 * (value.rank() - .5) / len(value))
+    names = [f"{low:g} to {high:g}" for low, high in zip(edges, edges[1:])]
+    out.insert(1, "band", pd.cut(out.percentile, edges, labels=names, include_lowest=True))
+    shuffled = out.dropna(subset=["band"]).sample(frac=1, random_state=seed)
+    return shuffled.groupby("band", observed=True).head(size).sort_values([score, "id_str"], ignore_index=True)
+
+# %% ../nbs/80_consensus.ipynb #330d9fe1
+def read_latents(
+    path,              # .npy, (subjects, latents), rows in the order of the scores
+    rows: int = None,  # how many subjects there should be
+) -> np.ndarray:       # (subjects, latents)
+    "The latents that a network gave each subject; nothing is unpickled"
+    path = Path(path)
+    if not path.is_file(): raise InputError(f"There is no file {path}")
+    _refuse_page(path)
+    try: latents = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as e:
+        raise InputError(f"{path.name} is no plain .npy array of numbers ({e}): save it with np.save(path, array)") from None
+    if not isinstance(latents, np.ndarray): raise InputError(f"{path.name} holds several arrays (.npz): save the latents alone, as .npy")
+    if rows is not None and len(latents) != rows:
+        raise InputError(f"{path.name} has {len(latents):,} rows for {rows:,} subjects: the two are joined by their order, and must be of one run")
+    return _check_latents(latents)
+
+def _check_latents(latents) -> np.ndarray:
+    "As float64, a row a subject"
+    try: latents = np.asarray(latents, float)
+    except (TypeError, ValueError) as e: raise InputError(f"Latents are numbers ({e})") from None
+    if latents.ndim != 2 or latents.shape[1] < 2 or len(latents) < 4:
+        raise InputError(f"Latents of shape {latents.shape}: a map needs (subjects, latents), 4 subjects and 2 latents or more")
+    bad = ~np.isfinite(latents).all(1)
+    if bad.any(): raise InputError(f"{_count(int(bad.sum()), 'row')} of the latents are not finite, the first is row {bad.argmax()}")
+    return latents
+
+# %% ../nbs/80_consensus.ipynb #9c8fb2a3
+def pca_map(
+    latents,         # (subjects, latents)
+) -> np.ndarray:     # (subjects, 2)
+    "The two directions in which the latents differ most: principal components"
+    return PCA(2, random_state=0).fit_transform(_check_latents(latents))
+
+def umap_map(
+    latents,               # (subjects, latents)
+    neighbours: int = 15,  # fewer show detail, more the whole
+    seed: int = 0,
+) -> np.ndarray:           # (subjects, 2)
+    "A map that keeps neighbours together: UMAP (McInnes et al. 2018)"
+    latents = _check_latents(latents)
+    if not 2 <= neighbours < len(latents): raise InputError(f"neighbours={neighbours}: between 2 and {len(latents) - 1} for {len(latents)} subjects")
+    try: from umap import UMAP
+    except ImportError: raise InputError("UMAP needs the extra 'umap': pip install 'gz_nbdev[umap]'. pca_map needs nothing") from None
+    return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(latents)
+
+def plot_map(
+    places,               # (subjects, 2)
+    value,                # (subjects,) numbers, the highest drawn last, or text: the nine commonest classes
+    label: str = "",      # what it is
+):                        # matplotlib figure
+    "Subjects on a map, coloured by a score, by interest or by class"
+    import matplotlib.pyplot as plt
+    places, value = np.asarray(places, float), pd.Series(value).reset_index(drop=True)
+    if places.shape != (len(value), 2): raise InputError(f"A map of shape {places.shape} for {len(value)} values: expected ({len(value)}, 2)")
+    fig, ax = plt.subplots(figsize=(5, 3.4), dpi=80, layout="constrained")
+    if pd.api.types.is_numeric_dtype(value):
+        order = np.argsort(value.to_numpy(), kind="stable")
+        dots = ax.scatter(*places[order].T, c=value[order], s=5, lw=0, cmap="viridis")
+        fig.colorbar(dots).set_label(label, parse_math=False)
+    else:
+        for name, colour in zip(value.value_counts().index, [".8", *PALETTE]):   # the commonest is grey
+            ax.scatter(*places[(value == name).to_numpy()].T, color=colour, s=5, lw=0, label=name)
+        _legend(ax, title=label, loc="center left", bbox_to_anchor=(1, .5), markerscale=2)
+    ax.set(xlabel="first direction", ylabel="second direction", xticks=[], yticks=[])
+    plt.close(fig)
+    return fig
