@@ -71,7 +71,7 @@ def _read_task(key: str, task: dict, strings: dict):   # Task without columns, o
         return Task(key, kind, "", tuple(labels), (), tuple(order))
     return None
 
-# %% ../nbs/07_zooniverse.ipynb #5844da1a
+# %% ../nbs/07_zooniverse.ipynb #cf34913b
 def _edges(tasks: dict) -> dict:   # task: list of (task before, place of the answer or None)
     "What leads to each task; a task inside a combo is reached with it, and branches nowhere"
     inside = {key for task in tasks.values() if task.get("type") == "combo" for key in task.get("tasks") or []}
@@ -88,14 +88,15 @@ def _edges(tasks: dict) -> dict:   # task: list of (task before, place of the an
 def _walk(first: str, edges: dict) -> list:
     "The tasks that can be reached, in the order of asking"
     order = [first]
-    for here in order: order += [key for key in edges if key not in order and here in [source for source, _ in edges[key]]]
+    for here in order: order += [key for key in edges if key not in order and any(here == s for s, _ in edges[key])]
     return order
 
-# %% ../nbs/07_zooniverse.ipynb #ee5f55e9
+# %% ../nbs/07_zooniverse.ipynb #41f6c862
 def _asked_after(tasks: dict, first: str) -> dict:   # task: set of (task, place of the answer); None: everybody
     "After which answers each task is put, in the shortest form"
     edges, known = _edges(tasks), {}
     reached = _walk(first, edges)
+    def answers(key): return {(key, place) for place in range(len(tasks[key]["answers"]))}
     def find(key, below=()):
         if key in below: raise InputError(f"The workflow sends volunteers in a circle: {' <- '.join([*below, key])}")
         if key in known: return known[key]
@@ -111,16 +112,16 @@ def _asked_after(tasks: dict, first: str) -> dict:   # task: set of (task, place
             else:
                 find(source, (*below, key))
                 found.add((source, place))
-        while whole := [s for s in {s for s, _ in found} if all((s, i) in found for i in range(len(tasks[s]["answers"])))]:
-            found.difference_update([(whole[0], i) for i in range(len(tasks[whole[0]]["answers"]))])
-            led(whole[0])
+        while whole := next((s for s, _ in sorted(found) if answers(s) <= found), None):
+            found.difference_update(answers(whole))
+            led(whole)
         known[key] = None if everybody else found
         return known[key]
     return {key: find(key) for key in reached}
 
-# %% ../nbs/07_zooniverse.ipynb #41325f1d
-_FILLERS = set("a an the is are was were it its this that there these of in on do does did you see any be could would can "
-               "to at if so what which whether and or with".split())
+# %% ../nbs/07_zooniverse.ipynb #f28a70e3
+_FILLERS = set("a an the is are was were it its this that there these of in on do does did you see any be could would "
+               "can to at if so what which whether and or with".split())
 
 def _question_name(task: Task, taken) -> str:
     "A short name from the words of a question"
@@ -211,23 +212,27 @@ def _left_out(tasks: dict, order: list, read: dict) -> list:
     return notes + [f"task {key} has {_count(len(read[key].labels), 'answer')}: nothing was asked" for key in order
                     if read[key] and len(read[key].labels) < (2 if read[key].kind == "single" else 1)]
 
-# %% ../nbs/07_zooniverse.ipynb #b2c6be44
+# %% ../nbs/07_zooniverse.ipynb #b2203223
 def _build(tasks: dict, strings: dict, first: str, names, title: str) -> tuple:   # questions, tasks, notes
     "Questions and tasks of a workflow, under the names that are wanted"
     after = _asked_after(tasks, first)
     read = {key: _read_task(key, task, strings) for key, task in tasks.items()}
     notes = _left_out(tasks, list(after), read)
-    asked = [read[key] for key in after if read[key] and len(read[key].labels) >= (2 if read[key].kind == "single" else 1)]
+    asked = [read[key] for key in after if read[key]
+             and len(read[key].labels) >= (2 if read[key].kind == "single" else 1)]
     schema = None if names is None or isinstance(names, dict) else get_schema(names)
     columns = _match_schema(asked, schema) if schema else {}
     if schema: notes += _check_match(asked, schema, columns, title)
-    rows = [(q.name, [a.text for a in q.answers], q.asked_after, q.campaign) for q in schema.questions] if schema else []
+    rows = [(q.name, [a.text for a in q.answers], q.asked_after, q.campaign)
+            for q in schema.questions] if schema else []
     given, parts, done = names if isinstance(names, dict) else {}, {}, []
     for key in given:
-        if key not in read: raise InputError(f"`names` has {key!r}, but {title} has no such task: {near_names(key, read)}")
+        if key not in read:
+            raise InputError(f"`names` has {key!r}, but {title} has no such task: {near_names(key, read)}")
     for task in asked:
         if task.key not in columns:
-            name = given.get(task.key) or ("" if task.kind == "survey" else _question_name(task, [row[0] for row in rows]))
+            name = given.get(task.key) or ("" if task.kind == "survey"
+                                           else _question_name(task, {row[0] for row in rows}))
             parts[task.key], columns[task.key] = _own_questions(task, name, [])
             rows += parts[task.key]
         done.append(Task(task.key, task.kind, task.text, task.labels, tuple(columns[task.key]), task.aliases))
@@ -237,7 +242,7 @@ def _build(tasks: dict, strings: dict, first: str, names, title: str) -> tuple: 
         if schema and task.key not in parts: notes += _check_parents(task, schema, [c for c in parents if c])
     return rows, done, notes
 
-# %% ../nbs/07_zooniverse.ipynb #d90c72e8
+# %% ../nbs/07_zooniverse.ipynb #9a8498c4
 def _check_match(asked: list, schema: Schema, columns: dict, title: str) -> list:
     "Notes on what `schema` and the workflow do not share; an error where that is most of it"
     found = {column.rpartition("_")[0] for matched in columns.values() for column in matched if column}
@@ -245,8 +250,8 @@ def _check_match(asked: list, schema: Schema, columns: dict, title: str) -> list
     if len(missing) > len(schema.questions) / 2:
         texts = "; ".join(f"{task.key}: {task.text or ', '.join(map(_plain, task.labels[:4]))}" for task in asked[:8])
         raise InputError(f"{title} does not ask the questions of schema {schema.name!r}: {len(missing)} of "
-                         f"{len(schema.questions)} are not there ({', '.join(missing[:4])}). It asks {texts}. Leave out "
-                         "`names` to have them named by their own words")
+                         f"{len(schema.questions)} are not there ({', '.join(missing[:4])}). It asks {texts}. Leave "
+                         "out `names` to have them named by their own words")
     notes = [f"votes not used: no task asks {name}, it stays 0 (nobody was asked)" for name in missing]
     return notes + [f"votes not used: {task.key} answer {_plain(label)!r} is none of schema {schema.name!r}"
                     for task in asked if task.key in columns
@@ -330,13 +335,14 @@ def _choose_workflow(rows: list, workflow, version, name: str) -> dict:
                          f"{near_names(version, have[::-1])}")
     return found[-1]
 
-# %% ../nbs/07_zooniverse.ipynb #0fe83948
+# %% ../nbs/07_zooniverse.ipynb #b24a6cac
 def _json(row: dict, column: str, where: str) -> dict:
     "The JSON in a cell of a workflow export"
     try: value = json.loads(row.get(column) or "{}")
     except (ValueError, RecursionError) as e:
         raise InputError(f"{where}: the column {column!r} is broken ({e}). Download the export again") from e
-    if not isinstance(value, dict): raise InputError(f"{where}: the column {column!r} holds no object but {value!r:.40}")
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: the column {column!r} holds no object but {value!r:.40}")
     return value
 
 def _first_task(tasks: dict, said) -> str:
@@ -364,9 +370,10 @@ def read_workflow(
     if not rows: raise InputError(f"{title} asks no question with answers to choose from. {'; '.join(notes)}")
     called = row.get("display_name") or f"workflow {row['workflow_id']}"
     questions = Schema.from_dict(dict(name=called, questions=[
-        dict(name=n, answers=answers, asked_after=parents, campaign=campaign) for n, answers, parents, campaign in rows]))
+        dict(zip(("name", "answers", "asked_after", "campaign"), row)) for row in rows]))
     uncounted = tuple(key for key in tasks if key not in {task.key for task in done})
-    return Workflow(called, questions.questions, tuple(done), row["workflow_id"], row["version"], uncounted, tuple(notes))
+    return Workflow(called, questions.questions, tuple(done), row["workflow_id"], row["version"], uncounted,
+                    tuple(notes))
 
 # %% ../nbs/07_zooniverse.ipynb #57aac256
 def _flat(annotations):
@@ -455,7 +462,7 @@ def _last_start(block: bytes) -> int:
         if _STARTS.match(block, end + 1): return end + 1
     return 0
 
-# %% ../nbs/07_zooniverse.ipynb #fcef2133
+# %% ../nbs/07_zooniverse.ipynb #a8d2c0d0
 def _records(block: bytes):
     "Rows line by line; a cell may hold line breaks, as long as no line of it begins like a row"
     row = b""
@@ -482,7 +489,8 @@ def _by_line(block: bytes, names: list, columns: list, separator: str, line: int
             lines.append(line)
         elif text.strip():
             first = re.match(r'"?(\d*)', text)[1]
-            what = f"{len(cells[0]) if cells else 0} of {len(names)} cells" if record.count(b'"') % 2 == 0 else "cut in a cell"
+            what = f"{len(cells[0]) if cells else 0} of {len(names)} cells"
+            if record.count(b'"') % 2: what = "cut in a cell"
             bad.append((line, first, what))
         line += record.count(b"\n")
     csv.field_size_limit(limit)
@@ -564,7 +572,7 @@ def _people(table, known: dict) -> np.ndarray:
         person = pc.if_else(pc.equal(column("user_id"), ""), person, signed)
     return np.where(pc.equal(person, "").to_numpy(), -1, _codes(person, known))
 
-# %% ../nbs/07_zooniverse.ipynb #73c74421
+# %% ../nbs/07_zooniverse.ipynb #73bb654b
 _NEEDED = ("classification_id", "user_name", "workflow_id", "workflow_version", "created_at", "metadata", "annotations",
            "subject_data")
 _MAYBE = ("user_id", "user_ip", "gold_standard", "subject_ids")
@@ -576,7 +584,8 @@ class _Tally:
         self.workflow, self.version, self.since, self.boxes = workflow, version, since, _boxes(workflow)
         self.wanted = {*ID_NAMES, *RA_NAMES, *DEC_NAMES, *([_key(id_name)] if id_name else [])} - {"subject_id"}
         self.people, self.subjects, self.ballots, self.seen, self.metadata = {}, {}, {}, {}, {}
-        self.aside, self.versions, self.others, self.broken, self.rows, self.chunks = Counter(), Counter(), Counter(), [], 0, []
+        self.aside, self.versions, self.others, self.unknown = Counter(), Counter(), Counter(), Counter()
+        self.broken, self.chunks, self.rows, self.period = [], [], 0, None
 
     def ballot(self, text: str) -> int:
         "The number of the set of answers in an annotation; -1 where it is broken"
@@ -670,23 +679,24 @@ def add(self: _Tally, table, lines, bad):
         kept &= times >= self.since
     self.chunks.append((subjects[kept].astype(np.int32), people[kept].astype(np.int32), times[kept], ballots[kept]))
 
-# %% ../nbs/07_zooniverse.ipynb #92d04a07
+# %% ../nbs/07_zooniverse.ipynb #1e3a7c96
 @patch
 def votes(self: _Tally) -> tuple:   # votes (subjects, answers); classifications of each subject and of each person
     "Votes of all that was read, each person counted once a subject"
     from scipy.sparse import coo_matrix, csr_matrix
     ballots = list(self.ballots)
     shape = len(self.subjects), len(ballots)
-    subject, person, time, ballot = (np.concatenate(parts) for parts in zip(*self.chunks)) if self.chunks else np.zeros((4, 0), int)
+    none = [(np.zeros(0, np.int64),) * 4]
+    subject, person, time, ballot = (np.concatenate(parts) for parts in zip(*(self.chunks or none)))
     self.chunks = []
     answered = np.array([bool(indices) for indices, _ in ballots] or [False])
-    self.unknown = Counter()
     for number, times in enumerate(np.bincount(ballot, minlength=len(ballots))):
         for pair in ballots[number][1] if times else (): self.unknown[pair] += int(times)
     known = answered[ballot] if len(ballot) else np.zeros(0, bool)
     self.aside["empty"] += int((~known).sum())
     subject, person, time, ballot = subject[known], person[known], time[known], ballot[known]
-    self.period = (time.min(), time.max()) if len(time) else None
+    dated = time[time < np.iinfo(np.int64).max]
+    self.period = (dated.min(), dated.max()) if len(dated) else None
     if (np.diff(time) < 0).any():
         order = np.argsort(time, kind="stable")
         subject, person, ballot = subject[order], person[order], ballot[order]
@@ -698,23 +708,32 @@ def votes(self: _Tally) -> tuple:   # votes (subjects, answers); classifications
     seen = coo_matrix((np.ones(len(subject), np.int64), (subject, ballot)), shape=shape).tocsr()
     ends = np.cumsum([0, *(len(indices) for indices, _ in ballots)])
     indices = np.array([i for indices, _ in ballots for i in indices], np.int64)
-    worth = csr_matrix((np.ones(len(indices), np.int64), indices, ends), shape=(len(ballots), len(self.workflow.columns)))
+    worth = csr_matrix((np.ones(len(indices), np.int64), indices, ends),
+                       shape=(len(ballots), len(self.workflow.columns)))
     return (seen @ worth).toarray(), np.bincount(subject, minlength=shape[0]), np.bincount(person)
 
-# %% ../nbs/07_zooniverse.ipynb #e4bfed37
+# %% ../nbs/07_zooniverse.ipynb #dfbb9b0f
 _ASIDE = {"workflow": "of other workflows", "version": "of other versions", "gold": "made as gold standard",
-          "live": "made before the project went live", "since": "made before the date given", "empty": "without an answer",
+          "live": "made before the project went live", "since": "made before the date given",
+          "empty": "without an answer that counts",
           "repeats": "by people who had seen the subject before: their first one counts"}
+
+def _between(period) -> str:
+    "From which day to which, where that is known"
+    if period is None: return ""
+    first, last = (str(np.datetime64(int(seconds), "s"))[:10] for seconds in period)
+    return f" ({first} to {last})"
 
 def _findings(tally: _Tally, per_subject: np.ndarray, per_person: np.ndarray) -> list:
     "What reading the classifications has to say"
     counted, people = int(per_subject.sum()), per_person[per_person > 0]
     top = np.sort(people)[::-1][:max(len(people) // 10, 1)].sum() / max(counted, 1)
-    found = [Finding("ok", f"{counted:,} of {_count(tally.rows + sum(1 for b in tally.broken if 'cells' in b[2]), 'classification')} "
-                           f"counted: {_count(int((per_subject > 0).sum()), 'subject')}, "
-                           f"{_count(len(people), 'volunteer')}, of whom the busiest tenth made {top:.0%}", counted)]
-    examples = {"workflow": tally.others, "version": {v: n for v, n in tally.versions.items() if tally.version != "any" and
-                                                       not _same_version(v, tally.version)}}
+    read = {v: n for v, n in tally.versions.items() if tally.version == "any" or _same_version(v, tally.version)}
+    found = [Finding("ok", f"{counted:,} of {_count(tally.rows, 'classification')} counted{_between(tally.period)}, of "
+                           f"{_count(int((per_subject > 0).sum()), 'subject')} by {_count(len(people), 'volunteer')}, "
+                           f"of whom the busiest tenth made {top:.0%}", counted,
+                     tuple(f"version {v}" for v in read)[:5])]
+    examples = {"workflow": tally.others, "version": {v: n for v, n in tally.versions.items() if v not in read}}
     advice = {"version": f"Version {tally.version} was read; version='any' counts all, if their answers are the same"}
     for why, what in _ASIDE.items():
         if tally.aside[why]: found.append(Finding(
@@ -722,8 +741,8 @@ def _findings(tally: _Tally, per_subject: np.ndarray, per_person: np.ndarray) ->
             tuple(f"{name} ({n:,})" for name, n in Counter(examples.get(why, {})).most_common(5)), advice.get(why, "")))
     if tally.broken:
         shown = tuple(f"line {line}, classification {key or '?'}: {what}" for line, key, what in tally.broken[:5])
-        found.append(Finding("warning", f"{_count(len(tally.broken), 'row')} that cannot be read", len(tally.broken), shown,
-                             "The others were. Where there are many, download the export again"))
+        found.append(Finding("warning", f"{_count(len(tally.broken), 'row')} that cannot be read", len(tally.broken),
+                             shown, "The others were. Where there are many, download the export again"))
     if tally.unknown:
         (task, text), _ = tally.unknown.most_common(1)[0]
         labels = [_plain(label) for t in tally.workflow.tasks if t.key == task for label in t.labels]
@@ -731,17 +750,20 @@ def _findings(tally: _Tally, per_subject: np.ndarray, per_person: np.ndarray) ->
             "warning", f"{_count(sum(tally.unknown.values()), 'answer')} that the workflow does not have",
             sum(tally.unknown.values()), tuple(f"{t}: {a!r} ({n:,})" for (t, a), n in tally.unknown.most_common(5)),
             f"For {text!r}, {near_names(text, labels or [t.key for t in tally.workflow.tasks])}"))
-    return found + [Finding("warning" if note.startswith("votes not used") else "ok", note) for note in tally.workflow.notes]
+    return found + [Finding("warning" if note.startswith("votes not used") else "ok", note)
+                    for note in tally.workflow.notes]
 
 def export_report(
     catalog: pd.DataFrame,   # as the readers of this module give it
 ) -> Report:
     "What was read, what was left aside, and why"
-    findings = [Finding(**{**finding, "examples": tuple(finding["examples"])}) for finding in catalog.attrs.get("findings", [])]
-    if not findings: raise InputError("This table has no report: it was not read from an export, or lost its `attrs` on the way")
+    findings = [Finding(**{**finding, "examples": tuple(finding["examples"])})
+                for finding in catalog.attrs.get("findings", [])]
+    if not findings:
+        raise InputError("This table has no report: it was not read from an export, or lost its `attrs` on the way")
     return Report(findings, "export")
 
-# %% ../nbs/07_zooniverse.ipynb #5eba2f09
+# %% ../nbs/07_zooniverse.ipynb #abcab53d
 def _refuse(tally: _Tally, counted: int, name: str) -> None:
     "Raise where what was read is not what was meant"
     def shown(counter): return ", ".join(f"{key} ({n:,})" for key, n in counter.most_common(8))
@@ -753,14 +775,15 @@ def _refuse(tally: _Tally, counted: int, name: str) -> None:
                          f"(classification {key or '?'}: {what}). Download the export again")
     if counted: return
     if tally.aside["workflow"] == total - len(tally.broken):
-        raise InputError(f"{name} is an export of another workflow: nothing of {flow.id} ({flow.name}); it has {shown(tally.others)}")
+        raise InputError(f"{name} is an export of another workflow: nothing of {flow.id} ({flow.name}); it has "
+                         f"{shown(tally.others)}")
     if tally.versions and not any(tally.version == "any" or _same_version(v, tally.version) for v in tally.versions):
-        raise InputError(f"{name} has no classification of version {tally.version} of workflow {flow.id}; it has versions "
+        raise InputError(f"{name} has none of version {tally.version} of workflow {flow.id}; it has versions "
                          f"{shown(tally.versions)}. Read that version of the workflow: read_workflow(..., version=...)")
     if tally.unknown:
         labels = ", ".join(f"{t}: {a!r} ({n:,})" for (t, a), n in tally.unknown.most_common(4))
-        raise InputError(f"{name} looks like an export of another workflow: none of its answers is one of {flow.name!r} "
-                         f"({labels})")
+        raise InputError(f"{name} looks like an export of another workflow: none of its answers is one of "
+                         f"{flow.name!r} ({labels})")
     raise InputError(f"{name}: none of the {total:,} classifications counts: {dict(+tally.aside)}")
 
 # %% ../nbs/07_zooniverse.ipynb #dd21f83b
@@ -787,7 +810,7 @@ def _named(subjects: list, metadata: list, id_name, notes: list) -> pd.DataFrame
     places = known[[c for c in known if c in (*RA_NAMES, *DEC_NAMES)]].apply(pd.to_numeric, errors="coerce")
     return _add_position(pd.concat([table, places], axis=1), notes)
 
-# %% ../nbs/07_zooniverse.ipynb #5c573bfd
+# %% ../nbs/07_zooniverse.ipynb #af50192b
 def _bar(stream, path: Path, tally: _Tally, show: bool):
     "The same stream, under a bar over the bytes of the file that shows classifications a second"
     if not show: return (yield from stream)
@@ -805,7 +828,7 @@ def read_classifications(
     workflow: Workflow,       # as `read_workflow` gives it
     version: str = None,      # '28', '28.30' or 'any'; by default the major version of `workflow`
     since: str = None,        # leave out what was made before this day, '2018-02-01'
-    id_name: str = None,      # key of the subjects' metadata that names them; by default the first known one, as iauname
+    id_name: str = None,      # key of the metadata that names a subject; by default the first known, as iauname
     progress: bool = True,    # show a bar
 ) -> pd.DataFrame:            # id_str, subject_id, ra and dec where known, classifications, votes
     "The votes of a classification export, one row a subject; `export_report` tells what was left aside"
@@ -829,7 +852,7 @@ def read_classifications(
     catalog.attrs = dict(notes=notes, schema=workflow.to_dict(), findings=[asdict(f) for f in findings])
     return catalog
 
-# %% ../nbs/07_zooniverse.ipynb #008e166e
+# %% ../nbs/07_zooniverse.ipynb #72ce26cb
 _SUBJECT = ("subject_id", "metadata", "locations")
 _SUBJECT_MORE = ("workflow_id", "subject_set_id", "classifications_count", "retired_at", "retirement_reason")
 
@@ -852,33 +875,34 @@ def _tidy(values: pd.Series) -> pd.Series:
         return value if isinstance(value, str) else json.dumps(value)
     known = [value for value in values if value is not None and value == value]
     numbers = known and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known)
-    if numbers and not _is_id(values.name): return values.astype(float if len(known) < len(values) else None)
+    if numbers and not _is_id(values.name): return pd.to_numeric(values)
     return values.map(text).astype("str")
 
-# %% ../nbs/07_zooniverse.ipynb #bd1ef5f6
+# %% ../nbs/07_zooniverse.ipynb #4f982772
 def read_subjects(
     path,                # the subject export, `...-subjects.csv` or `.csv.gz`
-    workflow=None,       # workflow_id, where subjects are in several; by default where each was classified most
+    workflow=None,       # workflow_id whose row is taken where a subject has several; by default the most classified
 ) -> pd.DataFrame:       # subject_id, columns of the export, url of the first picture, a column a key of the metadata
     "The subjects of a project, one row each"
     path, separator, names = _header(path, _SUBJECT, "subject")
-    columns, rows, bad = [c for c in (*_SUBJECT, *_SUBJECT_MORE) if c in names], [], []
+    columns, parts, bad = [c for c in (*_SUBJECT, *_SUBJECT_MORE) if c in names], [], []
     for table, lines, broken, _ in _tables(path, separator, names, columns):
-        bad += broken
+        bad, rows = bad + broken, []
         for line, row in zip(lines, table.to_pylist() if table is not None else ()):
             try: rows.append(row | _subject_row(row.pop("metadata"), row.pop("locations")))
             except (ValueError, RecursionError): bad.append((int(line), row["subject_id"], "metadata or locations"))
-    if len(rows) <= len(bad):
+        parts.append(pd.DataFrame(rows))
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if len(table) <= len(bad):
         where = f" (line {bad[0][0]}: {bad[0][2]})" if bad else ""
-        raise InputError(f"{path.name}: {len(bad)} of {len(rows) + len(bad)} subjects cannot be read{where}. Export it again")
-    table = pd.DataFrame(rows)
-    if workflow is not None and "workflow_id" in table:
-        known = table.workflow_id.unique()
-        table = table[table.workflow_id == str(workflow)]
-        if not len(table): raise InputError(f"{path.name} has no subject of workflow {workflow}: {near_names(workflow, known)}")
+        raise InputError(f"{path.name}: {len(bad)} of {len(table) + len(bad)} subjects cannot be read{where}. Export "
+                         "it again")
     if "classifications_count" in table:
-        table["classifications_count"] = pd.to_numeric(table.classifications_count, errors="coerce").fillna(0).astype(int)
+        counts = pd.to_numeric(table.classifications_count, errors="coerce").fillna(0).astype(int)
+        table = table.assign(classifications_count=counts)
         table = table.sort_values("classifications_count", ascending=False, kind="stable")
+    if "workflow_id" in table:
+        table = table.iloc[np.argsort(table.workflow_id.to_numpy() != str(workflow), kind="stable")]
     table = table.drop_duplicates("subject_id").sort_index().reset_index(drop=True)
     kept = [c for c in table if c not in columns]
     table = pd.concat([table.drop(columns=kept), *(_tidy(table[c]) for c in kept)], axis=1)
@@ -888,7 +912,7 @@ def read_subjects(
     table.attrs = dict(findings=[asdict(finding) for finding in findings])
     return table
 
-# %% ../nbs/07_zooniverse.ipynb #ed0d2dd6
+# %% ../nbs/07_zooniverse.ipynb #2c22e789
 def add_subjects(
     votes: pd.DataFrame,      # as `read_classifications` gives it
     subjects: pd.DataFrame,   # as `read_subjects` gives it
@@ -900,20 +924,22 @@ def add_subjects(
     table = votes.merge(subjects[more], on="subject_id", how="left")
     unknown = int((~votes.subject_id.isin(subjects.subject_id)).sum())
     if unknown == len(votes) and unknown:
-        raise InputError(f"None of the {unknown:,} subjects with votes is in the table of subjects: is it another project's? "
+        raise InputError(f"None of the {unknown:,} subjects with votes is in the table of subjects: is it another's? "
                          f"Votes have {votes.subject_id.iloc[0]}, subjects {subjects.subject_id.iloc[0]}")
     if id_name or (table.id_str == table.subject_id).all():
-        ids = _choose_id(table.drop(columns=["id_str", *votes.columns.intersection(["classifications"])]), id_name, notes)
+        ids = _choose_id(table[[c for c in table if c == "subject_id" or c not in votes]], id_name, notes)
         if ids is not None: table["id_str"] = ids
     table = _add_position(_add_files(table, None, notes), notes)
-    found = [Finding("warning", f"{_count(unknown, 'subject')} with votes not among the subjects", unknown)] if unknown else []
-    found += [Finding("ok", note) for note in notes]
-    before = [*votes.attrs.get("findings", []), *(f for f in subjects.attrs.get("findings", []) if f["severity"] != "ok")]
+    found = [Finding("ok", note) for note in notes]
+    if unknown:
+        found.append(Finding("warning", f"{_count(unknown, 'subject')} with votes not among the subjects", unknown))
+    faults = [finding for finding in subjects.attrs.get("findings", []) if finding["severity"] != "ok"]
+    before = [*votes.attrs.get("findings", []), *faults]
     table.attrs = {**votes.attrs, "notes": [*votes.attrs.get("notes", []), *notes],
                    "findings": [*before, *(asdict(finding) for finding in found)]}
     return table
 
-# %% ../nbs/07_zooniverse.ipynb #da313bf7
+# %% ../nbs/07_zooniverse.ipynb #ce3efcaf
 def campaign(
     classifications,        # the classification export
     workflows,              # the workflow export
@@ -932,20 +958,21 @@ def campaign(
     votes = read_classifications(classifications, flow, version, since, asked, progress)
     if known is None: return votes
     table = add_subjects(votes, known, id_name)
-    first = [c for c in ("id_str", "subject_id", "file_loc", "url", "ra", "dec", "classifications", *flow.columns) if c in table]
+    first = [c for c in ("id_str", "subject_id", "file_loc", "url", "ra", "dec", "classifications", *flow.columns)
+             if c in table]
     attrs, table = table.attrs, table[first + [c for c in table if c not in first]]
     table.attrs = attrs
     return table
 
-# %% ../nbs/07_zooniverse.ipynb #c4c5a35f
+# %% ../nbs/07_zooniverse.ipynb #709587ec
 def _whole_numbers(values: pd.Series, lines: pd.Index, name: str) -> np.ndarray:
     "A column of counts; blanks are 0"
     numbers = pd.to_numeric(values.str.strip().replace("", "0"), errors="coerce")
     bad = ~(numbers >= 0) | (numbers % 1 != 0)
     if bad.any():
         line = int(bad.to_numpy().argmax())
-        raise InputError(f"{name}, line {lines[line] + 2}: {values.name!r} is {values.iloc[line]!r}, which is no count. Only "
-                         "the tables of question reducers hold votes")
+        raise InputError(f"{name}, line {lines[line] + 2}: {values.name!r} is {values.iloc[line]!r}, which is no "
+                         "count. Only the tables of question reducers hold votes")
     return numbers.to_numpy(np.int64)
 
 def _reduced(task: Task, keys: list) -> dict:   # key: places of the answers; None where it is none
@@ -954,7 +981,8 @@ def _reduced(task: Task, keys: list) -> dict:   # key: places of the answers; No
     slugs |= {_slug(alias): place for place, alias in enumerate(task.aliases)}
     def raw(label): return re.sub(r"[\W_]+", "-", label.casefold()).strip("-")
     slugs = {raw(label): place for place, label in enumerate(task.labels)} | slugs
-    numbered = all(key.isdigit() for part in keys for key in part.split("+")) and ("0" in keys or not {*keys} <= {*slugs})
+    digits = all(key.isdigit() for part in keys for key in part.split("+"))
+    numbered = digits and ("0" in keys or not {*keys} <= {*slugs})
     def place(key):
         if numbered: return int(key) if int(key) < len(task.labels) else None
         return slugs.get(_slug(key), slugs.get(raw(key)))
@@ -965,7 +993,7 @@ def _reduced(task: Task, keys: list) -> dict:   # key: places of the answers; No
         found[key] = None if None in places else places
     return found
 
-# %% ../nbs/07_zooniverse.ipynb #57841234
+# %% ../nbs/07_zooniverse.ipynb #99f3a9d6
 def _task_votes(rows: pd.DataFrame, task: Task, name: str) -> tuple:   # table of votes, unknown keys
     "The votes of one task from its rows"
     data = {c.removeprefix("data."): _whole_numbers(rows[c], rows.index, name) for c in rows if c.startswith("data.")}
@@ -979,14 +1007,16 @@ def _task_votes(rows: pd.DataFrame, task: Task, name: str) -> tuple:   # table o
     table = pd.DataFrame(votes, rows.subject_id, list(task.columns))
     if task.kind == "single": return table[[c for c in table if c]], unknown
     if not any(key not in ("None", "none") and len(places[key] or "") > 1 for key in data): return table[[]], unknown
-    return table.join(pd.DataFrame(asked[:, None] - votes, rows.subject_id, [f"{c[:-4]}_no" for c in task.columns])), unknown
+    no = pd.DataFrame(asked[:, None] - votes, rows.subject_id, [f"{column[:-4]}_no" for column in task.columns])
+    return table.join(no), unknown
 
 def read_reductions(
     path,                   # `question_reducer_*.csv` of panoptes_aggregation, or the reductions of Caesar
     workflow: Workflow,     # as `read_workflow` gives it
 ) -> pd.DataFrame:          # id_str, subject_id, votes
     "The votes of a table of reductions, one row a subject"
-    if not isinstance(workflow, Workflow): raise InputError("Reductions make sense only with their workflow: read_workflow(...)")
+    if not isinstance(workflow, Workflow):
+        raise InputError("Reductions make sense only with their workflow: read_workflow(...)")
     path, separator, names = _header(path, ("subject_id",), "reduction")
     if not any(name.startswith("data.") for name in names):
         raise InputError(f"{path.name} has no column 'data.<answer>': {near_names('data.yes', names)}")
@@ -996,18 +1026,20 @@ def read_reductions(
     if "workflow_id" in table and workflow.id: table = table[table.workflow_id == workflow.id]
     if not len(table): raise InputError(f"{path.name} has no row of workflow {workflow.id} ({workflow.name})")
     keys = [task.key for task in workflow.tasks]
-    if "task" not in table: table["task"] = table.get("reducer_key", pd.Series("", table.index)).str.extract(r"(?i)\b(T\d+|init)\b")[0].fillna(
-        keys[0] if len(keys) == 1 else "")
+    if "task" not in table:   # Caesar: the key of a reducer may begin with the task
+        named = table.get("reducer_key", pd.Series("", table.index)).str.extract(r"\b(T\d+|init)\b")[0]
+        table["task"] = named.fillna(keys[0] if len(keys) == 1 else "")
     return _reductions(table, workflow, path.name)
 
-# %% ../nbs/07_zooniverse.ipynb #002b7782
+# %% ../nbs/07_zooniverse.ipynb #1d7329fa
 def _reductions(table: pd.DataFrame, workflow: Workflow, name: str) -> pd.DataFrame:
     "The votes of all tasks side by side"
     twice = table[table.duplicated(["subject_id", "task"])]
     if len(twice):
         reducers = ", ".join(table.get("reducer_key", pd.Series(dtype=str)).unique()[:4])
         raise InputError(f"{name} has {len(twice):,} rows for a subject and task that came before (subject "
-                         f"{twice.subject_id.iloc[0]}, {twice.task.iloc[0]}): keep the rows of one reducer ({reducers})")
+                         f"{twice.subject_id.iloc[0]}, {twice.task.iloc[0]}): keep the rows of one reducer "
+                         f"({reducers})")
     votes = pd.DataFrame(0, pd.Index(table.subject_id.unique(), dtype="str"), workflow.columns)
     unknown, notes = Counter(), []
     for task in workflow.tasks:
@@ -1018,17 +1050,20 @@ def _reductions(table: pd.DataFrame, workflow: Workflow, name: str) -> pd.DataFr
         if not len(counts.columns): notes.append(f"votes not used: {task.key} " + (
             "counts its options one by one, how many were asked is not known" if len(rows) else "is not in the file"))
     if not votes.to_numpy().any():
-        raise InputError(f"{name} looks like the reductions of another workflow: none of its answers is one of {workflow.name!r} "
-                         f"({', '.join(f'{t}: {key}' for t, key in list(unknown)[:4])})")
+        keys = ", ".join(f"{task}: {key}" for task, key in list(unknown)[:4])
+        raise InputError(f"{name} looks like the reductions of another workflow: none of its answers is one of "
+                         f"{workflow.name!r} ({keys})")
     table = pd.DataFrame({"id_str": votes.index, "subject_id": votes.index}).join(votes.reset_index(drop=True))
     found = [Finding("ok", f"{_count(len(votes), 'subject')} read", len(votes))]
-    if unknown: found.append(Finding("warning", f"{_count(sum(unknown.values()), 'answer')} that the workflow does not have",
-                                     sum(unknown.values()), tuple(f"{t}: {key!r} ({n:,})" for (t, key), n in unknown.most_common(5))))
+    if unknown:
+        found.append(Finding("warning", f"{_count(sum(unknown.values()), 'answer')} that the workflow does not have",
+                             sum(unknown.values()),
+                             tuple(f"{t}: {key!r} ({n:,})" for (t, key), n in unknown.most_common(5))))
     found += [Finding("warning", note) for note in notes]
     table.attrs = dict(notes=notes, schema=workflow.to_dict(), findings=[asdict(finding) for finding in found])
     return table
 
-# %% ../nbs/07_zooniverse.ipynb #a5d5b50c
+# %% ../nbs/07_zooniverse.ipynb #08fc7b66
 def _next_questions(schema: Schema) -> tuple:   # names in the order of asking; {answer's column: next name, or None}
     "The chain of questions in which volunteers are led down the tree"
     order, after = {}, {}
@@ -1036,8 +1071,8 @@ def _next_questions(schema: Schema) -> tuple:   # names in the order of asking; 
         for question, following in zip(questions, [*questions[1:], then]):
             following = following and getattr(following, "name", following)
             if order.setdefault(question.name, following) != following:
-                raise InputError(f"Schema {schema.name!r} cannot be asked one question after the other: {question.name!r} "
-                                 f"would have to lead to {order[question.name]!r} and to {following!r}")
+                raise InputError(f"Schema {schema.name!r} cannot be asked one question after the other: "
+                                 f"{question.name!r} would lead to {order[question.name]!r} and to {following!r}")
             for answer in question.answers:
                 below = sorted(schema.children(answer.column), key=lambda child: len(child.asked_after))
                 after[answer.column] = below[0].name if below else following
@@ -1054,11 +1089,11 @@ def _led(schema: Schema, chosen: np.ndarray, question: Question, people: np.ndar
         led |= chosen[..., names.index(parent.name)] == answer.index - parent.slice.start
     return led
 
-# %% ../nbs/07_zooniverse.ipynb #d741e504
-_UNASKED, _LEFT = -2, -1   # in place of an answer: not led here; left without answering
+# %% ../nbs/07_zooniverse.ipynb #c1106994
+_UNASKED, _SKIPPED = -2, -1   # in place of an answer: not led here; led here, and not answered
 
-def _lead(votes: np.ndarray, schema: Schema, rng, ids) -> np.ndarray:   # (subjects, people, questions) places of answers
-    "Lead people down the tree so that `votes` (subjects, answers) come out"
+def _lead(votes: np.ndarray, schema: Schema, rng, ids) -> np.ndarray:   # (subjects, people, questions)
+    "Lead people down the tree so that `votes` (subjects, answers) come out: the place of each answer"
     roots = np.stack([votes[:, q.slice].sum(-1) for q in schema.questions if not q.asked_after], -1).max(-1)
     chosen = np.full((*votes.shape[:1], int(roots.max(initial=1)), len(schema.questions)), _UNASKED, np.int8)
     people = np.arange(chosen.shape[1]) < roots[:, None]
@@ -1073,10 +1108,10 @@ def _lead(votes: np.ndarray, schema: Schema, rng, ids) -> np.ndarray:   # (subje
         order = np.argsort(np.where(led, rng.random(led.shape), 2), axis=1)
         rank = np.argsort(order, axis=1)
         place = (rank[..., None] >= np.cumsum(cast, -1)[:, None]).sum(-1)
-        chosen[..., j] = np.where(led, np.where(place < cast.shape[1], place, _LEFT), _UNASKED)
+        chosen[..., j] = np.where(led, np.where(place < cast.shape[1], place, _SKIPPED), _UNASKED)
     return chosen
 
-# %% ../nbs/07_zooniverse.ipynb #ef56a654
+# %% ../nbs/07_zooniverse.ipynb #97375603
 _RARE = ("Ring", "Lens or arc", "Dust lane", "Irregular")
 _ICONS_AT = "https://panoptes-uploads.zooniverse.org/production/project_attached_image"
 
@@ -1111,37 +1146,37 @@ def _workflow_json(schema: Schema, in_place: bool) -> tuple:   # tasks, strings
         tasks[key] = {"help": text(f"{key}.help", ""), "type": "single", "required": True, "answers": [
             {"label": text(f"{key}.answers.{i}.label", labels[a.index]), "next": keys.get(after[a.column], rare)}
             for i, a in enumerate(question.answers)], "question": text(f"{key}.question", _asks(question))}
-    tasks[rare] = {"help": text(f"{rare}.help", ""), "type": "multiple", "question": text(f"{rare}.question", "Rare features?"),
+    tasks[rare] = {"help": text(f"{rare}.help", ""), "type": "multiple",
+                   "question": text(f"{rare}.question", "Rare features?"),
                    "answers": [{"label": text(f"{rare}.answers.{i}.label", _icon(label.lower()) + label)}
                                for i, label in enumerate(_RARE)]}
     return tasks, strings
 
-# %% ../nbs/07_zooniverse.ipynb #53889d1e
+# %% ../nbs/07_zooniverse.ipynb #11e1c3e0
 def _annotation(chosen, ticked: int, style: int, schema: Schema, order: list, labels: list) -> str:
     "What one person clicked, as JSON; style 2 has the first task twice, as after going back"
     names, answers = [question.name for question in schema.questions], []
     for j in map(names.index, order):
         if chosen[j] == _UNASKED: continue
         question = schema.questions[j]
-        value = None if chosen[j] == _LEFT else labels[style == 1][question.slice.start + chosen[j]]
+        value = None if chosen[j] == _SKIPPED else labels[style == 1][question.slice.start + chosen[j]]
         answers.append({"task": f"T{j}", "task_label": _asks(question), "value": value})
-        if value is None: break
-    else:
-        picked = [_icon(label.lower()) + label for i, label in enumerate(_RARE) if ticked >> i & 1]
-        answers.append({"task": f"T{len(names)}", "task_label": "Rare features?", "value": picked})
+    picked = [_icon(label.lower()) + label for i, label in enumerate(_RARE) if ticked >> i & 1]
+    answers.append({"task": f"T{len(names)}", "task_label": "Rare features?", "value": picked})
     return json.dumps(answers[:1] * (style == 2) + answers, separators=(",", ":"), ensure_ascii=False)
 
 def _cell(text: str) -> str: return '"' + text.replace('"', '""') + '"'
 
-_HEAD = ("classification_id,user_name,user_id,user_ip,workflow_id,workflow_name,workflow_version,created_at,gold_standard,"
-         "expert,metadata,annotations,subject_data,subject_ids")
+_HEAD = ("classification_id,user_name,user_id,user_ip,workflow_id,workflow_name,workflow_version,created_at,"
+         "gold_standard,expert,metadata,annotations,subject_data,subject_ids")
 
 def _person(number: int) -> str:
     "user_name, user_id and user_ip: one in five is not logged in, a few of those have no name either"
     import hashlib
     address = hashlib.md5(str(number).encode()).hexdigest()[:20]
-    if number % 5: return f'{_cell("galaxies, " + chr(34) + str(number) + chr(34)) if number % 50 == 1 else f"volunteer-{number}"},{290000 + number},{address}'
-    return f"{'' if number % 50 == 0 else f'not-logged-in-{address}'},,{address}"
+    if number % 5 == 0: return f"{'' if number % 50 == 0 else f'not-logged-in-{address}'},,{address}"
+    name = _cell(f'galaxies, "{number}"') if number % 50 == 1 else f"volunteer-{number}"
+    return f"{name},{290000 + number},{address}"
 
 # %% ../nbs/07_zooniverse.ipynb #651ebde8
 _FLOW, _OTHER, _VERSION, _OLD, _TITLE = "6122", "9999", "28.30", "27.9", "Practice Zoo"
@@ -1163,15 +1198,18 @@ def _crowd(subjects: int, seats: int, rng) -> np.ndarray:   # (subjects, seats) 
     rows = [np.argpartition(-(activity + rng.gumbel(size=size)), seats - 1)[:seats] for _ in range(subjects)]
     return np.array(rows, np.int32).reshape(subjects, seats)
 
-# %% ../nbs/07_zooniverse.ipynb #43364fe4
+# %% ../nbs/07_zooniverse.ipynb #17a882f7
 _METADATA = ('"{{""session"":""{s:064x}"",""viewport"":{{""width"":1081,""height"":1049}},""started_at"":""{t}.381Z"",'
-             '""user_agent"":""Mozilla/5.0 (X11; Linux x86_64; rv:58.0) Gecko/20100101 Firefox/58.0"",""utc_offset"":""0"",'
-             '""finished_at"":""{t}.480Z"",""live_project"":{live},""user_language"":""en"",""user_group_ids"":[],'
-             '""subject_dimensions"":[{{""clientWidth"":424,""clientHeight"":424,""naturalWidth"":424,""naturalHeight"":424}}]}}"')
+             '""user_agent"":""Mozilla/5.0 (X11; Linux x86_64; rv:58.0) Gecko/20100101 Firefox/58.0"",'
+             '""utc_offset"":""0"",""finished_at"":""{t}.480Z"",""live_project"":{live},""user_language"":""en"",'
+             '""user_group_ids"":[],'
+             '""subject_dimensions"":[{{""clientWidth"":424,""clientHeight"":424,""naturalWidth"":424,'
+             '""naturalHeight"":424}}]}}"')
 
-def _write_rows(file, rows, kinds, times, subject, person, text, annotations, cells, ids) -> None:
-    "The rows of a classification export; `rows` point into subject, person and text"
+def _write_rows(file, rows, kinds, times, clicks: pd.DataFrame, annotations: list, cells: list, ids: list) -> None:
+    "The rows of a classification export; `rows` point into `clicks`"
     from datetime import datetime, timezone
+    subject, person, text = (clicks[column].tolist() for column in ("subject", "person", "text"))
     people, other = {}, _cell('[{"task":"T0","task_label":"Is there a cat?","value":"A cat"}]')
     empty = _cell('[{"task":"T0","task_label":"?","value":null}]')
     for number, (row, kind, time) in enumerate(zip(rows.tolist(), kinds, times.tolist())):
@@ -1182,10 +1220,13 @@ def _write_rows(file, rows, kinds, times, subject, person, text, annotations, ce
         day = datetime.fromtimestamp(time, timezone.utc).isoformat()[:19]
         metadata = _METADATA.format(s=row * 2654435761, t=day, live="false" if kind == "early" else "true")
         flow = f"{_OTHER},Cats" if kind == "other" else f"{_FLOW},{_TITLE}"
-        file.write(f"{91178981 + number},{people[who]},{flow},{_OLD if kind == 'old' else _VERSION},{day.replace('T', ' ')} UTC,"
+        version = _OLD if kind == "old" else _VERSION
+        file.write(f"{91178981 + number},{people[who]},{flow},{version},{day.replace('T', ' ')} UTC,"
                    f"{'true' if kind == 'gold' else ''},,{metadata},{answers},{cells[what]},{ids[what]}\n")
 
-# %% ../nbs/07_zooniverse.ipynb #148adec5
+# %% ../nbs/07_zooniverse.ipynb #65c8ff3c
+_SUBJECT_HEAD = ("subject_id,project_id,workflow_id,subject_set_id,metadata,locations,classifications_count,retired_at,"
+                 "retirement_reason,created_at,updated_at")
 _MARKS = ("iauname", "!iauname", "IAUNAME", "#iauname", "//iauname")
 
 def _write_tables(folder: Path, schema: Schema, table: pd.DataFrame, ids: list, messy: bool, per_subject) -> list:
@@ -1196,10 +1237,11 @@ def _write_tables(folder: Path, schema: Schema, table: pd.DataFrame, ids: list, 
     if messy: flows += [(_FLOW, _TITLE, "27", "9", older, {}), (_OTHER, "Cats", "3", "1", cat, {})]
     blank = dict(active=True, classifications_count=len(table), pairwise=False, grouped=False, prioritized=False,
                  primary_language="en", first_task="T0", tutorial_subject_id="", retired_set_member_subjects_count=0)
-    pd.DataFrame([dict(workflow_id=key, display_name=title, version=major) | blank | dict(
-        tasks=json.dumps(parts), retirement='{"options":{"count":40},"criteria":"classification_count"}', aggregation="{}",
-        strings=json.dumps(texts), minor_version=minor) for key, title, major, minor, parts, texts in flows]
-    ).to_csv(folder / "workflows.csv", index=False)
+    retire = '{"options":{"count":40},"criteria":"classification_count"}'
+    rows = [dict(workflow_id=key, display_name=title, version=major) | blank | dict(
+        tasks=json.dumps(parts), retirement=retire, aggregation="{}", strings=json.dumps(texts), minor_version=minor)
+        for key, title, major, minor, parts, texts in flows]
+    pd.DataFrame(rows).to_csv(folder / "workflows.csv", index=False)
     rows, cells = [], []
     for i, (key, name, ra, dec) in enumerate(zip(ids, table.id_str, table.ra.tolist(), table.dec.tolist())):
         metadata = {_MARKS[i % 5 if messy else 0]: name, "ra": ra, "dec": dec, "redshift": .0193, "nsa_id": 189862.0}
@@ -1209,26 +1251,30 @@ def _write_tables(folder: Path, schema: Schema, table: pd.DataFrame, ids: list, 
             count = int(per_subject[i]) if flow == _FLOW else 0
             rows.append((key, 5733, flow, 60, json.dumps(metadata, ensure_ascii=False), url, count,
                          "2019-03-01 00:00:00 UTC" if count else "", "classification_count" if count else "", "", ""))
-    heads = "subject_id,project_id,workflow_id,subject_set_id,metadata,locations,classifications_count,retired_at,retirement_reason,created_at,updated_at"
-    pd.DataFrame(rows, columns=heads.split(",")).to_csv(folder / "subjects.csv", index=False)
+    pd.DataFrame(rows, columns=_SUBJECT_HEAD.split(",")).to_csv(folder / "subjects.csv", index=False)
     return cells
 
-# %% ../nbs/07_zooniverse.ipynb #150c22f0
+# %% ../nbs/07_zooniverse.ipynb #e9a1ad4a
 def _vote_counts(votes: pd.DataFrame, schema: Schema) -> np.ndarray:   # (subjects, answers) int
     "The votes of a table as whole numbers"
     missing = [c for c in schema.columns if c not in votes]
-    if missing: raise InputError(f"The table has no votes {missing[0]!r} ({len(missing)} of {len(schema.columns)} are missing): "
-                                 f"{near_names(missing[0], votes.columns)}")
-    if not len(votes): raise InputError("The table has no rows: there is nothing to write")
+    if missing:
+        raise InputError(f"The table has no votes {missing[0]!r} ({len(missing)} of {len(schema.columns)} are "
+                         f"missing): {near_names(missing[0], votes.columns)}")
     counts = np.nan_to_num(votes[schema.columns].to_numpy(float))
+    if not counts.any(): raise InputError("The table has no votes in it: there is nothing to write")
     bad = np.argwhere((counts < 0) | (counts % 1 != 0))
-    if len(bad): raise InputError(f"{schema.columns[bad[0][1]]} is {counts[tuple(bad[0])]:g} in row {bad[0][0]}: votes are whole numbers")
+    if len(bad):
+        (row, column), *_ = bad
+        raise InputError(f"{schema.columns[column]} is {counts[row, column]:g} in row {row}: votes are whole numbers")
     return counts.astype(np.int64)
 
-def _write_classifications(path, schema, way, ticked, style, subject, person, cells, ids, messy, rng) -> None:
+def _write_classifications(path: Path, schema: Schema, way: np.ndarray, clicks: pd.DataFrame, cells: list, ids: list,
+                           messy: bool, rng) -> None:
     "Every different annotation is spelled once, then the rows are written in the order of time"
     order, labels = _next_questions(schema)[0], [_labels(schema, 0), _labels(schema, 1)]
-    keys, text = np.unique(np.column_stack([way, ticked, style]).astype(np.int16), axis=0, return_inverse=True)
+    keys = np.column_stack([way, clicks.ticked, clicks["style"]]).astype(np.int16)
+    keys, text = np.unique(keys, axis=0, return_inverse=True)
     annotations = [_cell(_annotation(key[:-2], int(key[-2]), int(key[-1]), schema, order, labels)) for key in keys]
     rows, kinds = _row_kinds(len(way), messy, rng)
     launch, day = 1517443200, 86400   # 2018-02-01
@@ -1237,18 +1283,19 @@ def _write_classifications(path, schema, way, ticked, style, subject, person, ce
     by_time = np.argsort(times, kind="stable")
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write(_HEAD + "\n")
-        _write_rows(file, rows[by_time], kinds[by_time], times[by_time], subject.tolist(), person.tolist(), text.ravel().tolist(),
+        _write_rows(file, rows[by_time], kinds[by_time], times[by_time], clicks.assign(text=text.ravel()),
                     annotations, cells, ids)
 
-# %% ../nbs/07_zooniverse.ipynb #6631d5fc
+# %% ../nbs/07_zooniverse.ipynb #dd8b85d5
 def _lead_all(counts: np.ndarray, schema: Schema, rng, ids: list) -> np.ndarray:   # (subjects, people, questions)
     "`_lead`, a thousand subjects at a time"
     parts = [_lead(counts[i:i + 1000], schema, rng, ids[i:i + 1000]) for i in range(0, len(counts), 1000)]
     seats = max(part.shape[1] for part in parts)
-    return np.concatenate([np.pad(part, ((0, 0), (0, seats - part.shape[1]), (0, 0)), constant_values=_UNASKED) for part in parts])
+    return np.concatenate([np.pad(part, ((0, 0), (0, seats - part.shape[1]), (0, 0)), constant_values=_UNASKED)
+                           for part in parts])
 
 def write_exports(
-    votes: pd.DataFrame,    # counts under the columns of `schema`; `id_str`, `ra`, `dec` are made up where they are missing
+    votes: pd.DataFrame,    # counts under the columns of `schema`; `id_str`, `ra`, `dec` are made up if missing
     schema,                 # name or `Schema`
     folder,                 # gets classifications.csv, subjects.csv and workflows.csv
     seed: int = 0,          # of who clicked what, and when
@@ -1258,21 +1305,22 @@ def write_exports(
     schema, folder, rng = get_schema(schema), Path(folder), np.random.default_rng(seed)
     counts, index = _vote_counts(votes, schema), np.arange(len(votes))
     names = votes["id_str"].astype("str").tolist() if "id_str" in votes else [f"J{i:06d}" for i in index]
-    places = {"ra": index * 137.508 % 360, "dec": index * 61.803 % 180 - 90} | {c: votes[c].to_numpy() for c in ("ra", "dec") if c in votes}
+    places = {"ra": index * 137.508 % 360, "dec": index * 61.803 % 180 - 90}
+    places |= {column: votes[column].to_numpy() for column in places if column in votes}
     chosen = _lead_all(counts, schema, rng, names)
     here = (chosen != _UNASKED).any(-1)
     subject, seat = np.nonzero(here)
     way, person = chosen[subject, seat], _crowd(len(votes), here.shape[1], rng)[subject, seat]
-    ticks = (rng.random((len(way), len(_RARE))) < .04) & ~(way == _LEFT).any(-1, keepdims=True)
-    asked = np.bincount(subject, ~(way == _LEFT).any(-1), len(votes)).astype(np.int64)
-    style = rng.choice(3, len(way), p=[.6, .35, .05]) if messy else np.zeros(len(way), int)
+    ticks = rng.random((len(way), len(_RARE))) < .04
+    clicks = pd.DataFrame(dict(subject=subject, person=person, ticked=ticks @ (1 << np.arange(len(_RARE))),
+                               style=rng.choice(3, len(way), p=[.6, .35, .05]) if messy else 0))
     ids = [str(15715879 + 13 * i) for i in index]
     table = pd.DataFrame({"id_str": names, "subject_id": ids, **places, "classifications": here.sum(-1)})
     for option, ticked in zip(_RARE, ticks.T):
         yes = np.bincount(subject, ticked, len(votes)).astype(np.int64)
-        table[f"rare-features-{_slug(option)}_yes"], table[f"rare-features-{_slug(option)}_no"] = yes, asked - yes
+        table[f"rare-features-{_slug(option)}_yes"] = yes
+        table[f"rare-features-{_slug(option)}_no"] = here.sum(-1) - yes
     folder.mkdir(parents=True, exist_ok=True)
     cells = _write_tables(folder, schema, table, ids, messy, here.sum(-1))
-    _write_classifications(folder / "classifications.csv", schema, way, ticks @ (1 << np.arange(len(_RARE))), style, subject,
-                           person, cells, ids, messy, rng)
+    _write_classifications(folder / "classifications.csv", schema, way, clicks, cells, ids, messy, rng)
     return pd.concat([table, pd.DataFrame(counts, columns=schema.columns)], axis=1)

@@ -1,7 +1,7 @@
-"""Classifications a second of a raw export, and the memory it takes, beside pandas with json.loads a row in the same run.
+"""Classifications a second of a raw export, and the memory it takes, beside pandas with json.loads in the same run.
 
-A simulated campaign is written as exports with every trap in it, read back by a process of its own (so that its memory is
-its own), and compared with the votes that were drawn: python tests/bench/bench_zooniverse.py --galaxies 25000 75000"""
+A simulated campaign is written as exports with every trap in it, read back by a process of its own (so that its memory
+is its own), and compared with what was drawn: python tests/bench/bench_zooniverse.py --galaxies 25000 75000"""
 import argparse
 import json
 import re
@@ -44,7 +44,8 @@ def ours(folder: Path) -> dict:
     table = table.set_index("subject_id").loc[truth.subject_id]
     same = all((table[c].to_numpy() == truth[c].to_numpy()).all() for c in truth if c in table)
     exact = bool(same and (table[drawn.columns].to_numpy() == drawn.to_numpy()).all())
-    return dict(seconds=seconds, before=before, memory=memory, exact=exact, report=str(export_report(table.reset_index())))
+    report = str(export_report(table.reset_index()))
+    return dict(seconds=seconds, before=before, memory=memory, exact=exact, report=report)
 
 
 def theirs(folder: Path) -> dict:
@@ -52,8 +53,8 @@ def theirs(folder: Path) -> dict:
     def slug(text): return re.sub(r"[\W_]+", "-", re.sub(r"!\[[^\]]*\]\([^)]*\)\s*", "", text).lower()).strip("-")
     before, start, counts, met = peak(), time.perf_counter(), {}, set()
     for chunk in pd.read_csv(folder / "classifications.csv", dtype=str, keep_default_na=False, chunksize=20_000):
-        chunk = chunk[(chunk.workflow_id == "6122") & chunk.workflow_version.str.startswith("28.") & (chunk.gold_standard == "")]
-        for row in chunk.itertuples():
+        chunk = chunk[(chunk.workflow_id == "6122") & chunk.workflow_version.str.startswith("28.")]
+        for row in chunk[chunk.gold_standard == ""].itertuples():
             person = row.user_id or row.user_name or row.user_ip
             if not json.loads(row.metadata)["live_project"] or (person, row.subject_ids) in met: continue
             answers = [answer for answer in json.loads(row.annotations) if answer["value"] is not None]
@@ -69,7 +70,8 @@ def theirs(folder: Path) -> dict:
 
 def run(what: str, folder: Path) -> dict:
     "One of the functions above in a process of its own"
-    done = subprocess.run([sys.executable, __file__, "--only", what, "--folder", folder], capture_output=True, text=True)
+    command = [sys.executable, __file__, "--only", what, "--folder", folder]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode: raise SystemExit(done.stderr)
     return json.loads(done.stdout)
 
@@ -77,7 +79,7 @@ def run(what: str, folder: Path) -> dict:
 def main():
     "Print a line for each size and reader"
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--galaxies", type=int, nargs="+", default=[25_000], help="of each campaign; 40 people see each")
+    parser.add_argument("--galaxies", type=int, nargs="+", default=[25_000], help="each is seen by 40 people")
     parser.add_argument("--no-peer", action="store_true", help="leave pandas out, which takes several times as long")
     parser.add_argument("--only", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="keep the exports here, or take them from here")
@@ -102,7 +104,8 @@ def main():
     if len(memory) > 1:
         (few, small), (many, large) = memory[0], memory[-1]
         each = (large - small) * 1e6 / (many - few)
-        print(f"memory grows by {each:.0f} bytes a classification: 10 million take {small + each * (1e7 - few) / 1e6:.0f} MB")
+        print(f"memory grows by {each:.0f} bytes a classification: 10 million take "
+              f"{small + each * (1e7 - few) / 1e6:.0f} MB")
 
 
 if __name__ == "__main__": main()
