@@ -61,11 +61,11 @@ def _crossing(
     while left.size:
         above, step = _halley(t, *args)
         low, high, count = np.where(above, t, low), np.where(above, high, t), count + 1
-        done = (np.abs(step) < tolerance) | (expit(high) - expit(low) < 1e-9)
-        inside = (t + step > low) & (t + step < high) & (done | (count % 6 > 0))
-        t = np.where(inside, t + step, (low + high) / 2)
+        close = np.abs(step) < tolerance
+        inside = (t + step > low) & (t + step < high) & (count % 6 > 0)
+        t = np.where(close | inside, t + step, (low + high) / 2)
         found[left] = t
-        more = ~done
+        more = ~close & (expit(high) - expit(low) > 1e-9)
         t, low, high, tolerance, left = (v[more] for v in (t, low, high, tolerance, left))
         args = tuple(v[..., more] for v in args)
     return expit(found)
@@ -147,7 +147,7 @@ def proportion_asked(self: Posterior) -> np.ndarray:   # (galaxies, questions) i
 @patch
 def table(self: Posterior) -> pd.DataFrame:   # float32, and `id_str` where there are ids
     "Catalog columns: fractions with 90% intervals, proportion asked, entropy and mutual information"
-    values = np.stack([self.fractions, *self.interval(.9)], -1).reshape(len(self), -1)
+    values = np.stack([self.fractions, *self.interval(.9)], -1).reshape(len(self), 3 * len(self.schema.columns))
     ends = ("", "_lower90", "_upper90")
     names = [f"{column}_fraction{end}" for column in self.schema.columns for end in ends]
     for what in ("proportion_volunteers_asked", "entropy", "mutual_information"):
@@ -200,17 +200,18 @@ def joint(
     if not 0 < level < 1: raise InputError(f"The level of an interval is between 0 and 1, not {level}")
     probability = self.schema.joint_probability(self.concentrations / self._totals, columns).mean(0)
     def ends(i):
-        return np.quantile(self.schema.joint_probability(self._draws(i, n, seed), columns), [(1 - level) / 2, (1 + level) / 2])
+        drawn = self.schema.joint_probability(self._draws(i, n, seed), columns)
+        return np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     lower, upper = np.array([ends(i) for i in range(len(self))]).reshape(-1, 2).T
-    ids = pd.Series(range(len(self)) if self.ids is None else self.ids).astype("str")
-    return pd.DataFrame({"id_str": ids, "probability": probability, f"lower{level * 100:g}": lower, f"upper{level * 100:g}": upper})
+    ids, percent = pd.Series(range(len(self)) if self.ids is None else self.ids).astype("str"), f"{level * 100:g}"
+    return pd.DataFrame({"id_str": ids, "probability": probability, f"lower{percent}": lower, f"upper{percent}": upper})
 
 # %% ../nbs/50_predict.ipynb #4f47a74f
 @patch
 def _asked(self: Posterior, totals) -> np.ndarray:   # (galaxies, answers)
     "For each answer how many volunteers were asked its question"
-    asked = np.broadcast_to(self.schema.expected_votes(np.ones(self.concentrations.shape[1:]), np.asarray(
-        _values(totals, [f"{q.name}_total-votes" for q in self.schema.questions], self.schema.name))), self.concentrations.shape[1:])
+    totals = _values(totals, [f"{q.name}_total-votes" for q in self.schema.questions], self.schema.name)
+    asked = np.broadcast_to(_spread(totals, self.schema), self.concentrations.shape[1:])
     if not (np.isfinite(asked) & (asked >= 0) & (asked == np.floor(asked))).all():
         raise InputError("totals are whole numbers of volunteers, 0 or more, one for each galaxy and question")
     return asked
@@ -244,7 +245,7 @@ def count_interval(
 def over_galaxies(
     source,                  # where pictures come from, a stream, or a `PixelCache`
     view: View,              # how they become input
-    compute: Callable,       # (B, 3, size, size) uint8, with `.ids` -> (DataFrame of columns, (B, features) array or None)
+    compute: Callable,       # (B, 3, size, size) uint8 with `.ids` -> (DataFrame, (B, features) array or None)
     out,                     # folder of the store
     meta: dict,              # what the rows depend on, kept with them
     batch_size: int = 256,   # pictures at once
@@ -255,8 +256,8 @@ def over_galaxies(
     failures, waiting = [], []
     with Store(out, dict(meta, view=view.to_dict())) as store:
         bar = _progress(source, store) if progress else None
-        batches, began, done = iter_batches(source, view, batch_size, failures=failures, done=store.contains), time.perf_counter(), 0
-        for ids, pixels in batches:
+        began, done = time.perf_counter(), 0
+        for ids, pixels in iter_batches(source, view, batch_size, failures=failures, done=store.contains):
             pixels.ids = ids   # as in the batches that train
             waiting.append(_finite_rows(ids, *compute(pixels), failures))
             done += len(ids)
@@ -291,7 +292,8 @@ def _write(store, waiting, failures):
         if not store.contains([id_str])[0]: store.fail(id_str, reason)
     if waiting:
         tables, features = zip(*waiting)
-        store.write_shard(pd.concat(tables, ignore_index=True), None if features[0] is None else np.concatenate(features))
+        features = None if features[0] is None else np.concatenate(features)
+        store.write_shard(pd.concat(tables, ignore_index=True), features)
     failures.clear(), waiting.clear()
 
 # %% ../nbs/50_predict.ipynb #461723a2
@@ -316,12 +318,13 @@ def _concentrations(
     members = []
     for number, weights in enumerate(networks):
         encoder, (dropout, linear) = weights.model.encoder, weights.model.head
-        if passes > 1: kept = torch.from_numpy(_kept(ids, (passes, turns, linear.in_features), dropout.p, seed, number))
+        shape = passes, turns, linear.in_features
+        kept = torch.from_numpy(_kept(ids, shape, dropout.p, seed, number)).to(device) if passes > 1 else None
         factor = 1 if weights.temperature is None else _spread(np.array(weights.temperature), weights.schema)
         for turn in range(turns):
             features = encoder(torch.rot90(x, turn, (-2, -1))).float()
             for i in range(passes):
-                seen = features if passes == 1 else features * kept[:, i, turn].to(device) / (1 - dropout.p)
+                seen = features if kept is None else features * kept[:, i, turn] / (1 - dropout.p)
                 members.append(to_concentrations(linear(seen)).cpu().double().numpy() * factor)
     return np.stack(members)
 
@@ -336,11 +339,12 @@ def _networks(weights, device) -> list:
         if w.schema is None: raise InputError(f"{name} answer no questions: they were not trained on votes")
         for ours, theirs in zip((*first.schema.questions, None), (*w.schema.questions, None)):
             if ours != theirs:
-                raise InputError(f"{name} answer another tree than weights 0 ({first.info['name']}): {_said(theirs)} where that "
-                                 f"has {_said(ours)}. An ensemble answers the same questions")
+                raise InputError(f"{name} answer another tree than weights 0 ({first.info['name']}): {_said(theirs)} "
+                                 f"where that has {_said(ours)}. An ensemble answers the same questions")
         mine, other = first.view.to_dict(), w.view.to_dict()
         differ = [f"{key} {other[key]} instead of {mine[key]}" for key in mine if mine[key] != other[key]]
-        if differ: raise InputError(f"{name} see another view than weights 0 ({first.info['name']}): {', '.join(differ)}")
+        if differ:
+            raise InputError(f"{name} see another view than weights 0 ({first.info['name']}): {', '.join(differ)}")
         w.model.to(device, memory_format=torch.channels_last).eval()
     return networks
 
@@ -371,20 +375,24 @@ def predict(
         fine = np.isfinite(a).all((0, 2))
         table = posterior_table(a[:, fine], schema).set_index(np.flatnonzero(fine)).reindex(range(len(fine)))
         if concentrations:
-            table["concentrations"] = pd.arrays.ArrowExtensionArray(features_column(np.swapaxes(a, 0, 1).reshape(len(fine), -1)))
+            flat = features_column(np.swapaxes(a, 0, 1).reshape(len(fine), -1))
+            table["concentrations"] = pd.arrays.ArrowExtensionArray(flat)
         return table, None
+    def name(w): return "-".join(w.info["sha256"][f][:12] for f in ("model.safetensors", "head.safetensors"))
     meta = dict(kind="predictions", schema=schema.to_dict(), turns=turns, passes=passes, concentrations=concentrations,
-                weights=["-".join(w.info["sha256"][f][:12] for f in ("model.safetensors", "head.safetensors")) for w in networks],
+                weights=[name(w) for w in networks],   # encoder and head: networks may share an encoder
                 temperature=[w.temperature for w in networks], seed=seed if passes > 1 else None)
     return over_galaxies(source, networks[0].view, compute, out, meta, batch_size, progress=progress)
 
 def _check_passes(networks, turns, passes):
     "`InputError` where turns or passes would be no members, or all the same"
     if turns not in (1, 2, 3, 4): raise InputError(f"{turns!r} turns: a picture has four quarter turns, choose 1 to 4")
-    if not isinstance(passes, int) or passes < 1: raise InputError(f"{passes!r} passes: 1 is without dropout, more are with it")
+    if not isinstance(passes, int) or passes < 1:
+        raise InputError(f"{passes!r} passes: 1 is without dropout, more are with it")
     for w in networks:
         if passes > 1 and not w.model.head[0].p:
-            raise InputError(f"{passes} passes of {w.info['name']}, which was trained without dropout, would all be the same")
+            raise InputError(f"{passes} passes of {w.info['name']}, which was trained without dropout, would all be the "
+                             "same: use passes=1")
 
 # %% ../nbs/50_predict.ipynb #4938efcd
 @patch(cls_method=True)
@@ -397,7 +405,8 @@ def from_table(
     names = list(table.columns if isinstance(table, pd.DataFrame) else table.column_names)
     for column in ("id_str", "concentrations"):
         if column not in names:
-            raise InputError(f"The table has no column {column!r}: call predict with concentrations=True. {near_names(column, names)}")
+            raise InputError(f"The table has no column {column!r}: call predict with concentrations=True. "
+                             f"{near_names(column, names)}")
     flat = table["concentrations"]
     flat = np.array(flat.tolist()) if isinstance(table, pd.DataFrame) else features_array(flat)
     answers = len(schema.columns)
@@ -460,8 +469,9 @@ def calibrate(
         fine = np.isfinite(a).all((0, 2))
         parts.append(a[:, fine])
         ids += [i for i, ok in zip(batch, fine) if ok]
-    if not ids: raise InputError(f"None of the {len(votes):,} galaxies of the catalog has a picture that can be used: do the ids of "
-                                 "catalog and source agree?")
+    if not ids:
+        raise InputError(f"None of the {len(votes):,} galaxies of the catalog has a picture that can be used: do the ids "
+                         "of catalog and source agree?")
     factors = fit_temperature(np.concatenate(parts, 1), votes.loc[ids].to_numpy(), weights.schema)
     return replace(weights, info=weights.info | dict(temperature=factors.tolist()))
 
@@ -481,7 +491,9 @@ def published_catalog(
         new[f"{q.name}_proportion_volunteers_asked"] = f"{q.text}_proportion_volunteers_asked"
     twice = pd.Series(new.values())[pd.Series(new.values()).duplicated()]
     if len(twice):
-        raise InputError(f"Without campaigns {twice.iloc[0]!r} would stand for several columns: give the schema of one campaign")
+        raise InputError(f"Without campaigns {twice.iloc[0]!r} would stand for several columns: give the schema of one "
+                         "campaign")
     for column in new:
-        if column not in table: raise InputError(f"The table has no column {column!r}: {near_names(column, table.columns)}")
+        if column not in table:
+            raise InputError(f"The table has no column {column!r}: {near_names(column, table.columns)}")
     return table[list(new)].rename(columns=new)
