@@ -36,7 +36,7 @@ def _halley(
     t: np.ndarray,            # (n,) logit of the fraction
     a, b, log_beta,           # (members, n): Beta(a, b), and the logarithm of its normalisation
     probability: np.ndarray,  # (n,) that the distribution function should have
-) -> tuple:                   # (n,) whether the crossing lies above t; (n,) the step towards it, NaN where none can be had
+) -> tuple:                   # (n,) whether the crossing lies above t; (n,) the step towards it, or NaN
     "One step towards the fraction at which the mean of Beta distribution functions reaches `probability`"
     x = expit(t)
     F, parts = betainc(a, b, x).mean(0), np.exp(a * np.log(x) + b * np.log1p(-x) - log_beta)
@@ -74,7 +74,7 @@ def _crossing(
 def mixture_quantile(
     concentrations: np.ndarray,  # (members, galaxies, answers)
     probability,                 # 0 to 1: one, or several
-    total=None,                  # (members, galaxies, answers) sum over the question of each; by default, of all answers
+    total=None,                  # (members, galaxies, answers) sum over its question; by default over all answers
 ) -> np.ndarray:                 # (galaxies, answers); of several probabilities (probabilities, galaxies, answers)
     "Quantile of each answer's fraction under an equal mixture of Dirichlet distributions"
     a, p = np.asarray(concentrations, float), np.asarray(probability, float)
@@ -89,7 +89,7 @@ def mixture_quantile(
 
 # %% ../nbs/50_predict.ipynb #38c9041f
 class Posterior:
-    "What is believed about the vote fractions of galaxies: an equal mixture of Dirichlet distributions for each question"
+    "What is believed about vote fractions: an equal mixture of Dirichlet distributions for each galaxy and question"
     def __init__(self,
         concentrations,   # (members, galaxies, answers), > 0
         schema: Schema,   # the decision tree of the answers
@@ -103,7 +103,8 @@ class Posterior:
                                else np.empty((1, 0, len(schema.columns))))
 
     def __len__(self): return self.concentrations.shape[1]
-    def __repr__(self): return f"Posterior: {len(self):,} galaxies, {len(self.concentrations)} members, {self.schema.name}"
+    def __repr__(self):
+        return f"Posterior: {len(self):,} galaxies, {len(self.concentrations)} members, {self.schema.name}"
 
 # %% ../nbs/50_predict.ipynb #d3ea3c12
 @patch(as_prop=True)
@@ -361,7 +362,7 @@ def predict(
     passes: int = 1,              # 1: dropout off; more: so many passes with dropout on, mixed
     batch_size: int = 256,
     seed: int = 0,                # of the dropout
-    concentrations: bool = False, # keep them too (networks x turns x passes x answers numbers a galaxy), for `Posterior`
+    concentrations: bool = False, # keep them too, for `Posterior`: networks x turns x passes x answers a galaxy
     device=None,                  # default fastai's
     progress: bool = True,
 ) -> Store:                       # `.read()` gives the table
@@ -391,8 +392,8 @@ def _check_passes(networks, turns, passes):
         raise InputError(f"{passes!r} passes: 1 is without dropout, more are with it")
     for w in networks:
         if passes > 1 and not w.model.head[0].p:
-            raise InputError(f"{passes} passes of {w.info['name']}, which was trained without dropout, would all be the "
-                             "same: use passes=1")
+            raise InputError(f"{passes} passes of {w.info['name']}, which was trained without dropout, would all be "
+                             "the same: use passes=1")
 
 # %% ../nbs/50_predict.ipynb #4938efcd
 @patch(cls_method=True)
@@ -411,7 +412,8 @@ def from_table(
     flat = np.array(flat.tolist()) if isinstance(table, pd.DataFrame) else features_array(flat)
     answers = len(schema.columns)
     if flat.ndim != 2 or flat.shape[1] % answers:
-        raise InputError(f"{flat.shape[-1]} concentrations a galaxy are no multiple of the {answers} answers of {schema.name!r}")
+        raise InputError(f"{flat.shape[-1]} concentrations a galaxy are no multiple of the {answers} answers of "
+                         f"{schema.name!r}")
     ids = table["id_str"].tolist() if isinstance(table, pd.DataFrame) else table["id_str"].to_pylist()
     return cls(np.swapaxes(flat.reshape(len(ids), -1, answers), 0, 1), schema, ids)
 
@@ -470,8 +472,8 @@ def calibrate(
         parts.append(a[:, fine])
         ids += [i for i, ok in zip(batch, fine) if ok]
     if not ids:
-        raise InputError(f"None of the {len(votes):,} galaxies of the catalog has a picture that can be used: do the ids "
-                         "of catalog and source agree?")
+        raise InputError(f"None of the {len(votes):,} galaxies of the catalog has a picture that can be used: "
+                         "do the ids of catalog and source agree?")
     factors = fit_temperature(np.concatenate(parts, 1), votes.loc[ids].to_numpy(), weights.schema)
     return replace(weights, info=weights.info | dict(temperature=factors.tolist()))
 

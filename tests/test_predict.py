@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from scipy.stats import beta, betabinom
 
-import gz_nbdev.predict as predict_module
 from gz_nbdev.data import ArrayImages, View, load_pixels
+from gz_nbdev.metrics import draw_counts
 from gz_nbdev.models import GalaxyModel, Weights, create_encoder, load_weights, save_weights
 from gz_nbdev.predict import (
     Posterior,
@@ -71,7 +71,8 @@ def galaxies(n=60) -> ArrayImages:
 
 def some_posterior(n=5, members=3, schema=DR5, seed=0, spread=1.5) -> Posterior:
     rng = np.random.default_rng(seed)
-    return Posterior(np.exp(rng.normal(1, spread, (members, n, len(schema.columns)))), schema, [f"G{i}" for i in range(n)])
+    a = np.exp(rng.normal(1, spread, (members, n, len(schema.columns))))
+    return Posterior(a, schema, [f"G{i}" for i in range(n)])
 
 
 # Numbers
@@ -156,7 +157,8 @@ def test_a_path_is_the_product_within_each_member():
     drawn = DR5.joint_probability(posterior.sample(4000), PATH)
     np.testing.assert_allclose(drawn.mean(0), found.probability, rtol=0.12)
     np.testing.assert_allclose(np.quantile(drawn, 0.95, axis=0), found.upper90, rtol=1e-9)
-    assert list(found.columns) == ["id_str", "probability", "lower90", "upper90"] and found.id_str.tolist() == posterior.ids
+    assert list(found.columns) == ["id_str", "probability", "lower90", "upper90"]
+    assert found.id_str.tolist() == posterior.ids
     assert (found.lower90 <= found.probability).all() and (found.probability <= found.upper90).all()
 
 
@@ -199,9 +201,13 @@ def test_the_table_has_every_column_once_and_agrees_with_the_methods():
     table = posterior.table()
     assert table.columns.is_unique and len(table.columns) == 1 + 3 * 34 + 3 * 10
     np.testing.assert_allclose(table[[f"{c}_fraction" for c in DR5.columns]], posterior.fractions, rtol=1e-6)
-    np.testing.assert_allclose(table[[f"{c}_fraction_upper90" for c in DR5.columns]], posterior.interval()[1], rtol=1e-6)
-    for what, values in [("proportion_volunteers_asked", posterior.proportion_asked()), ("entropy", posterior.entropy()),
-                         ("mutual_information", posterior.mutual_information())]:
+    upper = table[[f"{c}_fraction_upper90" for c in DR5.columns]]
+    np.testing.assert_allclose(upper, posterior.interval()[1], rtol=1e-6)
+    for what, values in [
+        ("proportion_volunteers_asked", posterior.proportion_asked()),
+        ("entropy", posterior.entropy()),
+        ("mutual_information", posterior.mutual_information()),
+    ]:
         np.testing.assert_allclose(table[[f"{q.name}_{what}" for q in DR5.questions]], values, rtol=1e-5, atol=1e-7)
     assert len(posterior_table(np.empty((2, 0, 34)), DR5)) == 0
 
@@ -228,9 +234,7 @@ def test_temperature_finds_the_factor_and_leaves_what_is_right():
     rng = np.random.default_rng(0)
     true = np.exp(rng.normal(1, 0.5, (600, 34)))
     a = true[None] * np.repeat([4, 1, 0.25, 1, 1, 1, 1, 1, 1, 1], [len(q.answers) for q in DR5.questions])
-    votes = predict_module.Posterior(true[None], DR5)
-    votes = np.concatenate([
-        np.stack([rng.multinomial(15, p[q.slice] / p[q.slice].sum()) for p in votes.sample(1)[0]]) for q in DR5.questions], 1)
+    votes = draw_counts(true[None], np.full((600, 10), 15), DR5, seed=1)
     votes[29:, DR5.question("merging-dr5").slice] = 0
     a[..., DR5.question("merging-dr5").slice] *= 50
     t = fit_temperature(a, votes, DR5)
@@ -260,7 +264,8 @@ def test_temperature_survives_on_disk_and_a_bad_one_is_named(tmp_path):
     (folder / "gz.json").write_text(note.replace("0.3", "-0.3"))
     with pytest.raises(InputError, match="gz.json: the temperature of ring is -0.3"):
         load_weights(folder)
-    for bad, message in [([1, 2], "2 temperatures"), ("warm", "not a list"), ([0], "above 0"), ([float("inf")], "is inf")]:
+    wrong = [([1, 2], "2 temperatures"), ("warm", "not a list"), ([0], "above 0"), ([float("inf")], "is inf")]
+    for bad, message in wrong:
         with pytest.raises(InputError, match=message):
             save_weights(model, tmp_path / "x", View(32), RINGS, temperature=bad)
     assert not (tmp_path / "x").exists()
@@ -300,14 +305,15 @@ def test_batches_order_and_company_do_not_matter(tmp_path):
 
 def test_more_passes_begin_with_the_same(tmp_path):
     source = galaxies(8)
-    three, five = (
-        Posterior.from_store(predict(tiny_weights(), source, tmp_path / str(n), **RUN | dict(turns=1, passes=n))).concentrations
-        for n in (3, 5))
+
+    def members(passes):
+        store = predict(tiny_weights(), source, tmp_path / str(passes), **RUN | dict(turns=1, passes=passes))
+        return Posterior.from_store(store).concentrations
+
+    three, five = members(3), members(5)
     np.testing.assert_allclose(three, five[:3])
     assert (np.ptp(five, axis=0) > 0).any()
-    off = Posterior.from_store(predict(tiny_weights(), source, tmp_path / "off", **RUN | dict(turns=1, passes=1)))
-    many = Posterior.from_store(predict(tiny_weights(), source, tmp_path / "many", **RUN | dict(turns=1, passes=300)))
-    raw = [np.log(np.expm1(np.maximum(p.concentrations - 1e-3, 1e-6))).mean(0) for p in (off, many)]
+    raw = [np.log(np.expm1(np.maximum(members(n) - 1e-3, 1e-6))).mean(0) for n in (1, 300)]
     sure = raw[0] > -2   # mean of the dropout passes is the pass without, before softplus
     np.testing.assert_allclose(raw[1][sure], raw[0][sure], atol=0.35)
 
@@ -388,7 +394,8 @@ print(sum(end == signal.SIGKILL for end in ends), job(sys.argv[1] + "/killed"), 
 def test_f1_killed_and_resumed_is_the_undisturbed_table(tmp_path):
     "SIGKILL in mid-batch, in mid-write, before and after a commit: bit for bit the table of a run nobody disturbed"
     here = os.path.dirname(__file__)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), here], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", KILLED, str(tmp_path), here]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     kills, *ends = done.stdout.split()
     assert int(kills) >= 5 and ends == ["0", "0"], done.stderr
     killed, quiet = Store(tmp_path / "killed"), Store(tmp_path / "quiet")
@@ -405,7 +412,8 @@ def test_over_galaxies_keeps_features_of_finite_rows(tmp_path):
         assert len(pixels.ids) == len(values)
         return pd.DataFrame({"score": np.where(values > 250, np.nan, values)}), np.stack([values, values], 1)
 
-    store = over_galaxies(galaxies(), View(16), compute, tmp_path / "s", dict(kind="test"), batch_size=7, progress=False)
+    meta, options = dict(kind="test"), dict(batch_size=7, progress=False)
+    store = over_galaxies(galaxies(), View(16), compute, tmp_path / "s", meta, **options)
     ids, features = store.read_features()
     assert len(ids) == 58 and "J021" not in ids
     np.testing.assert_allclose(features[:, 0], store.read()["score"])
@@ -423,7 +431,8 @@ def test_concentrations_are_stored_as_vectors_and_read_by_shard(tmp_path):
     parts = [Posterior.from_table(t, DR5) for t in store.tables(["id_str", "concentrations"])]
     np.testing.assert_array_equal(np.concatenate([p.concentrations for p in parts], 1), whole.concentrations)
     table = store.read()
-    np.testing.assert_allclose(whole.table().iloc[:, 1:], table.drop(columns=["id_str", "concentrations"]), rtol=1e-4, atol=1e-6)
+    numbers = table.drop(columns=["id_str", "concentrations"])
+    np.testing.assert_allclose(whole.table().iloc[:, 1:], numbers, rtol=1e-4, atol=1e-6)
     with pytest.raises(InputError, match="no multiple of the 2"):
         Posterior.from_table(table.assign(concentrations=[c[:203] for c in table.concentrations]), RINGS)
     with pytest.raises(InputError, match="no column 'concentrations'"):
@@ -480,7 +489,8 @@ def test_weights_that_cannot_predict(tmp_path):
 @pytest.mark.parametrize("change,message", [
     (dict(weights=tiny_weights(1)), "weights was"), (dict(passes=4), "passes was 3, now is 4"),
     (dict(turns=1), "turns was 2, now is 1"), (dict(seed=1), "seed was 0, now is 1"),
-    (dict(concentrations=False), "concentrations was True"), (dict(weights=tiny_weights(view=View(16, 0.9))), "view was"),
+    (dict(concentrations=False), "concentrations was True"),
+    (dict(weights=tiny_weights(view=View(16, 0.9))), "view was"),
 ])
 def test_a_store_never_mixes(tmp_path, change, message):
     "Not even networks that share an encoder: heads differ"
