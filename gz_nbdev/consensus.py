@@ -58,7 +58,7 @@ class BetaBinomial:
         values = np.stack([up / (up + down), betaincinv(up, down, .05), betaincinv(up, down, .95)])
         return pd.DataFrame(values[:, of.ravel()].T, columns=["posterior", "lower90", "upper90"])
 
-# %% ../nbs/80_consensus.ipynb #b501a624
+# %% ../nbs/80_consensus.ipynb #a0c6e249
 def _check_counts(
     selected,
     viewed,
@@ -77,10 +77,14 @@ def _check_counts(
         if not bad.any(): continue
         i = int(bad.argmax())
         name = f"row {i}" if ids is None else f"{ids[i]!r}"
-        raise InputError(f"{_count(int(bad.sum()), 'subject')} {what} (the first: {name}, selected {k[i]:g} of {n[i]:g})")
+        raise InputError(f"{_subjects(bad)} {what} (the first: {name}, selected {k[i]:g} of {n[i]:g})")
     return k, n
 
-# %% ../nbs/80_consensus.ipynb #91fb6466
+def _subjects(bad) -> str:
+    "How many they are, for a message"
+    return _count(int(np.sum(bad)), "subject")
+
+# %% ../nbs/80_consensus.ipynb #ba9c3d4e
 def fit_beta_binomial(
     selected,                     # (subjects,) how often each was selected; need not be whole
     viewed,                       # (subjects,) how often each was shown; those with 0 tell nothing
@@ -91,13 +95,15 @@ def fit_beta_binomial(
     k, n = k[n > 0], n[n > 0]
     if method not in _FITS: raise InputError(f"No method {method!r}: {near_names(method, _FITS)}")
     if not len(k) or n.max() <= 1:
-        raise InputError(f"None of {_count(len(k), 'subject')} was viewed twice: how they differ cannot be told from chance")
+        raise InputError(f"None of {_count(len(k), 'subject')} was viewed twice: how they differ cannot be told from "
+                         "chance")
     if not k.any() or (k == n).all():
-        raise InputError(f"All {len(k):,} subjects were selected {'never' if not k.any() else 'always'}: no spread to fit")
+        how = "always" if k.any() else "never"
+        raise InputError(f"All {len(k):,} subjects were selected {how}: there is no spread to fit")
     a, b = _FITS[method](k, n)
     if not (np.isfinite([a, b]).all() and a > 0 and b > 0 and a + b < 1e4):
-        raise InputError(f"{len(k):,} subjects differ by no more than chance: they share one fraction, {k.sum() / n.sum():.3g}, "
-                         "and there is no spread to fit")
+        raise InputError(f"{len(k):,} subjects differ by no more than chance: they share one fraction, "
+                         f"{k.sum() / n.sum():.3g}, and there is no spread to fit")
     return BetaBinomial(float(a), float(b), method, len(k))
 
 def _by_moments(k: np.ndarray, n: np.ndarray) -> tuple:
@@ -141,9 +147,9 @@ def _simulate_votes(subjects: int, a: float, b: float, repeats: float, rng) -> p
     return pd.DataFrame(dict(subject_id=86_000_000 + np.arange(subjects), count=views, selected_count=picks.astype(int),
                              unique_user_count=users, fraction=fraction))
 
-# %% ../nbs/80_consensus.ipynb #2b1afa39
+# %% ../nbs/80_consensus.ipynb #a222859d
 def _simulate_kinds(table: pd.DataFrame, rng) -> pd.DataFrame:
-    "A kind for some subjects; the likelier, the more people select them. Scores: of oddness, and of what leaves residuals"
+    "A kind for some subjects, the likelier the more people select them; residuals, large for artefacts"
     n, kind = len(table), np.full(len(table), "plain", object)
     for name, (share, power, _) in _KINDS.items():
         weight = np.where(kind == "plain", table.fraction ** power, 0)
@@ -169,7 +175,7 @@ def _simulate_talk(table: pd.DataFrame, rng) -> tuple:   # comments, tags: lists
                          taggable_id=subject, taggable_type="Subject", project_id=1))
     return comments, tags
 
-# %% ../nbs/80_consensus.ipynb #9a8c25a7
+# %% ../nbs/80_consensus.ipynb #1b033f5c
 def simulate_project(
     root,                   # folder to write to; made if need be
     subjects: int = 4000,
@@ -188,15 +194,17 @@ def simulate_project(
     for name, rows in zip(("comments", "tags"), _simulate_talk(table, rng)):
         (root / f"project-1-{name}_2026-01-01.json").write_text(json.dumps(rows, indent=0), encoding="utf-8")
     scores = votes.assign(filename=70_000_000_000_000_001 + np.arange(subjects), RA=rng.uniform(0, 360, subjects),
-                          Dec=rng.uniform(-5, 45, subjects)).join(table[["anomaly_score", "image_score", "feature_score"]])
+                          Dec=rng.uniform(-5, 45, subjects))
+    scores = scores.join(table[["anomaly_score", "image_score", "feature_score"]])
     scores.to_csv(root / "all_ww_data.csv", index=False)
     hidden = np.stack([8 * np.log(table.feature_score), *(6. * (table.kind == kind) for kind in _KINDS)], 1)
     hidden += rng.normal(size=hidden.shape)   # a few hidden numbers, spread over many latents
     np.save(root / "latents.npy", (hidden @ rng.normal(size=(hidden.shape[1], 128)) / 10).astype("float32"))
     return table.assign(id_str=table.subject_id.astype("str"))[["id_str", "fraction", "kind"]]
 
-# %% ../nbs/80_consensus.ipynb #7cf7455a
-_COLUMNS = {"viewed": ("count", "viewed", "views", "n_views", "classifications", "classifications_count", "total_votes"),
+# %% ../nbs/80_consensus.ipynb #d30f7481
+_COLUMNS = {"viewed": ("count", "viewed", "views", "n_views", "classifications", "classifications_count",
+                       "total_votes"),
             "selected": ("selected_count", "selected", "selections", "n_selected", "yes"),
             "users": ("unique_user_count", "users", "unique_users", "n_users", "user_count")}
 
@@ -206,8 +214,8 @@ def _refuse_page(path) -> None:
     if not path.is_file(): return
     with open(path, "rb") as file: head = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise InputError(f"{path.name} is a web page, not data: the download met a page to log in or an error. Request the "
-                         "export on the project's page 'Data Exports', logged in, and download it again")
+        raise InputError(f"{path.name} is a web page, not data: the download met a page to log in or an error. Request "
+                         "the export on the project's page 'Data Exports', logged in, and download it again")
 
 def _pick(table: pd.DataFrame, want: str, known: tuple, names: dict, needed: bool = True):
     "The column of `table` that is `want`"
@@ -221,7 +229,7 @@ def _pick(table: pd.DataFrame, want: str, known: tuple, names: dict, needed: boo
                          f"{near_names(known[0], table.columns)} Say which with names={{{want!r}: ...}}")
     return found
 
-# %% ../nbs/80_consensus.ipynb #a9bbf883
+# %% ../nbs/80_consensus.ipynb #a7111ffb
 def read_consensus(
     source,               # path to a table of counts, one row a subject, or a DataFrame
     names: dict = None,   # which column is "id_str", "viewed", "selected", "users"; by default known names
@@ -239,20 +247,23 @@ def read_consensus(
     votes["id_str"] = _text_ids(votes.id_str, "the table of counts")
     k, n = _check_counts(votes.selected, votes.viewed, votes.id_str.to_numpy())
     broken = (k != np.floor(k)) | (n != np.floor(n))
-    if broken.any(): raise InputError(f"{_count(int(broken.sum()), 'subject')} have a count that is not whole (the first: "
+    if broken.any(): raise InputError(f"{_subjects(broken)} have a count that is not whole (the first: "
                                       f"{votes.id_str[broken.argmax()]!r}): are these fractions? Counts are needed")
     if "users" in votes: _check_users(votes)
     return votes.astype({c: int for c in votes if c != "id_str"})
 
-# %% ../nbs/80_consensus.ipynb #ba530f31
+# %% ../nbs/80_consensus.ipynb #1aa08a93
 def _text_ids(ids: pd.Series, where: str) -> pd.Series:
     "Ids as text: none blank, none twice"
-    if ids.dtype.kind == "f": raise InputError(f"The ids of {where} are numbers with a point ({ids.iloc[0]}): read them as text")
+    if ids.dtype.kind == "f":
+        raise InputError(f"The ids of {where} are numbers with a point ({ids.iloc[0]}): read them as text")
     ids = ids.astype("str").str.strip()
     blank, twice = ids.isin(["", "nan", "None", "<NA>"]), ids[ids.duplicated()]
-    if blank.any(): raise InputError(f"{_count(int(blank.sum()), 'row')} of {where} have no id, the first is row {blank.argmax()}")
-    if len(twice): raise InputError(f"{_count(len(twice), 'row')} of {where} repeat an id ({', '.join(_shown(twice))}): one row a "
-                                    "subject is needed; add up the counts of its workflows first")
+    if blank.any():
+        raise InputError(f"{_count(int(blank.sum()), 'row')} of {where} have no id, the first is row {blank.argmax()}")
+    if len(twice):
+        raise InputError(f"{_count(len(twice), 'row')} of {where} repeat an id ({', '.join(_shown(twice))}): one row a "
+                         "subject is needed; add up the counts of its workflows first")
     return ids
 
 def _check_users(votes: pd.DataFrame) -> None:
@@ -261,10 +272,10 @@ def _check_users(votes: pd.DataFrame) -> None:
     bad = ~((users <= votes.viewed) & (users >= np.minimum(votes.viewed, 1)))
     if bad.any():
         first = votes[bad].iloc[0]
-        raise InputError(f"{_count(int(bad.sum()), 'subject')} cannot have been seen by so many people (the first: {first.id_str!r}, "
+        raise InputError(f"{_subjects(bad)} cannot have been seen by so many people (the first: {first.id_str!r}, "
                          f"{first.users} users in {first.viewed} views)")
 
-# %% ../nbs/80_consensus.ipynb #25e97dca
+# %% ../nbs/80_consensus.ipynb #98531dd0
 def shrink(
     votes: pd.DataFrame,         # from `read_consensus`
     fit: BetaBinomial = None,    # by default fitted to these votes by likelihood
@@ -273,7 +284,8 @@ def shrink(
     _need_columns(votes, ("id_str", "viewed", "selected"), "the table of counts")
     fit = fit or fit_beta_binomial(votes.selected, votes.viewed)
     fraction = (votes.selected / votes.viewed.where(votes.viewed > 0)).rename("fraction")
-    return votes.assign(fraction=fraction, **{c: x.to_numpy() for c, x in fit.posterior(votes.selected, votes.viewed).items()})
+    posterior = fit.posterior(votes.selected, votes.viewed)
+    return votes.assign(fraction=fraction, **{column: posterior[column].to_numpy() for column in posterior})
 
 def _need_columns(table: pd.DataFrame, columns: tuple, where: str) -> None:
     "An error where one of `columns` is missing"
@@ -281,7 +293,7 @@ def _need_columns(table: pd.DataFrame, columns: tuple, where: str) -> None:
         if column not in table: raise InputError(f"{where[:1].upper()}{where[1:]} has no column {column!r}: "
                                                  f"{near_names(column, table.columns)}")
 
-# %% ../nbs/80_consensus.ipynb #5029b392
+# %% ../nbs/80_consensus.ipynb #4bc316c4
 def plot_votes(
     votes: pd.DataFrame,   # with viewed, selected
     fits: dict,            # name: BetaBinomial
@@ -293,7 +305,8 @@ def plot_votes(
     here = votes.selected[votes.viewed == n]
     k = np.arange(n + 1)
     fig, ax = plt.subplots(figsize=(5.4, 3), dpi=80, layout="constrained")
-    ax.bar(k, np.bincount(here, minlength=n + 1) / len(here), color=".85", label=f"{_count(len(here), 'subject')} with {n} views")
+    ax.bar(k, np.bincount(here, minlength=n + 1) / len(here), color=".85",
+           label=f"{_count(len(here), 'subject')} with {n} views")
     for (name, fit), colour in zip(fits.items(), PALETTE):
         ax.plot(k, np.exp(fit.log_chance(k, np.full(n + 1, n))), color=colour, marker="o", ms=3, lw=1, label=name)
     alike = BetaBinomial(1e6 * here.mean() / n, 1e6 * (1 - here.mean() / n))
@@ -308,16 +321,16 @@ def _legend(ax, **kwargs) -> None:
     "A legend in which text is text: what people wrote may hold dollars, and is no formula"
     for text in ax.legend(frameon=False, fontsize=8, **kwargs).get_texts(): text.set_parse_math(False)
 
-# %% ../nbs/80_consensus.ipynb #942560c8
+# %% ../nbs/80_consensus.ipynb #c78394de
 def effective_votes(
     votes: pd.DataFrame,   # from `read_consensus`, with users
-) -> pd.DataFrame:         # the same; viewed is the number of different people, selected the same fraction of it (not whole)
+) -> pd.DataFrame:         # the same, but viewed is the number of people, and selected the same fraction of it
     "The votes as if each person had been shown each subject once"
     _need_columns(votes, ("viewed", "selected", "users"), "the table of counts")
     views = votes.viewed.where(votes.viewed > 0, 1)
     return votes.assign(viewed=votes.users, selected=votes.selected * votes.users / views)
 
-# %% ../nbs/80_consensus.ipynb #5d597140
+# %% ../nbs/80_consensus.ipynb #926dfcb5
 def _read_talk(path, columns: dict, what: str) -> pd.DataFrame:
     "The rows of a Talk export that are about a subject, `columns` only"
     path = Path(path)
@@ -327,22 +340,27 @@ def _read_talk(path, columns: dict, what: str) -> pd.DataFrame:
     _refuse_page(path)
     try: rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as e:
-        raise InputError(f"{path.name} is not whole JSON ({type(e).__name__}: {e}): unpack the export (tar -xzf) if it is packed, "
-                         "or download it again") from None
+        raise InputError(f"{path.name} is not whole JSON ({type(e).__name__}: {e}): unpack the export (tar -xzf) if it "
+                         "is packed, or download it again") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path.name} is no Talk export: expected a list of {what}, each with {', '.join(columns)}")
     if not rows: raise InputError(f"{path.name} holds no {what}: the list is empty")
     for column in columns:
         lack = next((i for i, row in enumerate(rows) if column not in row), None)
-        if lack is not None: raise InputError(f"{path.name}: {what[:-1]} {lack} has no {column!r}: {near_names(column, rows[lack])}")
+        if lack is not None:
+            raise InputError(f"{path.name}: {what[:-1]} {lack} has no {column!r}: {near_names(column, rows[lack])}")
     kind = next(column for column in columns if column.endswith("_type"))
     key = kind.replace("_type", "_id")
-    about = [row | {key: int(row[key]) if type(row[key]) is float else row[key]} for row in rows
-             if row[kind] == "Subject" and (type(row[key]) in (int, str) or type(row[key]) is float and row[key].is_integer())]
+    about = [row | {key: _subject_id(row[key])} for row in rows if row[kind] == "Subject" and _subject_id(row[key])]
     if not about: raise InputError(f"{path.name} has {_count(len(rows), what[:-1])}, but none is about a subject")
     table = pd.DataFrame({new: [str(row[old]) for row in about] for old, new in columns.items() if new}, dtype="str")
     table.attrs["left_out"] = len(rows) - len(about)   # about a board, a user, or nothing
     return table
+
+def _subject_id(value) -> str:
+    "The id in a Talk export as text; '' if it is none. Some tools write whole numbers with a point"
+    if type(value) is float: return str(int(value)) if value.is_integer() else ""
+    return str(value) if type(value) in (int, str) else ""
 
 # %% ../nbs/80_consensus.ipynb #c351d79c
 def read_tags(
@@ -376,9 +394,10 @@ def _singular(word: str) -> str:
     if len(word) > 4 and word.endswith("ies"): return word[:-3] + "y"
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is", "lens")) else word
 
-# %% ../nbs/80_consensus.ipynb #86e44102
+# %% ../nbs/80_consensus.ipynb #f43e3eeb
 TAG_FAMILIES = {  # family: its phrases, normal form; edit freely
-    "merger": "merger merge merging merged interacting interaction colliding collision post-merger antenna cannibal double-nucleus",
+    "merger": "merger merge merging merged interacting interaction colliding collision post-merger antenna cannibal "
+              "double-nucleus",
     "tidal": "tidal tail tidal-tail plume stream",
     "disturbed": "disturbed disturbance distorted warped asymmetry asymmetric peculiar broken-structure",
     "ring": "ring ringed ring-galaxy polar-ring pseudo-ring collisional-ring",
@@ -399,7 +418,7 @@ TAG_FAMILIES = {  # family: its phrases, normal form; edit freely
     "edge-on": "edge-on edge", "shell": "shell", "irregular": "irregular", "dot": "red-dot green-dot",
     "praise": "interesting weird wonderful weird-wonderful unusual rare beautiful awesome amazing strange"}
 
-# %% ../nbs/80_consensus.ipynb #ff57c839
+# %% ../nbs/80_consensus.ipynb #7d5a0649
 def _phrases(families: dict) -> dict:   # tuple of words: family; the longest first
     "The mapping, read"
     if not families: raise InputError("There are no families: give {family: 'phrases with spaces between'}")
@@ -409,7 +428,8 @@ def _phrases(families: dict) -> dict:   # tuple of words: family; the longest fi
             words = tuple(normal_tag(phrase).split("-"))
             if not words[0]: raise InputError(f"Family {family!r} has a phrase without letters: {phrase!r}")
             if found.setdefault(words, family) != family:
-                raise InputError(f"The phrase {phrase!r} stands in two families, {found[words]!r} and {family!r}: leave it in one")
+                raise InputError(f"The phrase {phrase!r} stands in two families, {found[words]!r} and {family!r}: "
+                                 "leave it in one")
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
 def _known_words(tag: str, phrases: dict) -> list:
@@ -442,11 +462,11 @@ def _families_by_tag(tags: pd.DataFrame, families: dict) -> dict:   # tag: tuple
     phrases = _phrases(families)
     return {tag: _families_of(tag, phrases) for tag in tags.tag.unique()}
 
-# %% ../nbs/80_consensus.ipynb #e5f69dda
+# %% ../nbs/80_consensus.ipynb #60a691d0
 def group_tags(
     tags: pd.DataFrame,             # from `read_tags`: id_str, tag
     families: dict = TAG_FAMILIES,  # family: phrases, in one text or a list
-) -> pd.DataFrame:                  # one row a different tag: tag, normal, families (text, ", " between), uses, subjects
+) -> pd.DataFrame:                  # a row a tag: tag, normal, families (text, ", " between), uses, subjects
     "Which tags there are, and what each was taken for: read this table before you trust the next"
     _need_columns(tags, ("id_str", "tag"), "the table of tags")
     table = tags.groupby("tag").id_str.agg(uses="size", subjects="nunique").reset_index()
@@ -464,17 +484,20 @@ def tagged_subjects(
     pairs = pd.DataFrame({"id_str": tags.id_str, "family": tags.tag.map(of)}).explode("family", ignore_index=True)
     return pairs.drop_duplicates(ignore_index=True)
 
-# %% ../nbs/80_consensus.ipynb #f6279c54
+# %% ../nbs/80_consensus.ipynb #bcad6ffc
 def auc_interval(
     label,    # (subjects,) true where the subject is of the class
     score,    # (subjects,) higher should mean more likely
 ) -> tuple:   # AUC and 90% interval; the ends are NaN where there are too few to tell
     "ROC AUC with the interval of DeLong et al. (1988), on the logit scale so that it stays within 0 and 1"
     label, score = np.asarray(label, bool), np.asarray(score, float)
-    if label.shape != score.shape: raise InputError(f"{len(label)} labels for {len(score)} scores: one is needed for each subject")
-    if not np.isfinite(score).all(): raise InputError(f"{(~np.isfinite(score)).sum():,} of {len(score):,} scores are not finite numbers, "
-                                                      f"the first in row {(~np.isfinite(score)).argmax()}: leave these subjects out")
-    if label.all() or not label.any(): raise InputError(f"All {len(label):,} subjects have the same label: an AUC needs both kinds")
+    if label.shape != score.shape:
+        raise InputError(f"{len(label)} labels for {len(score)} scores: one is needed for each subject")
+    bad = ~np.isfinite(score)
+    if bad.any(): raise InputError(f"{bad.sum():,} of {len(score):,} scores are not finite numbers, the first in row "
+                                   f"{bad.argmax()}: leave these subjects out")
+    if label.all() or not label.any():
+        raise InputError(f"All {len(label):,} subjects have the same label: an AUC needs both kinds")
     value, of = np.unique(score, return_inverse=True)
     plus = np.bincount(of, label, len(value))
     minus = np.bincount(of, ~label, len(value))
@@ -486,13 +509,13 @@ def auc_interval(
     half = ndtri(.95) * np.sqrt(spread) / (auc * (1 - auc))
     return float(auc), float(expit(logit(auc) - half)), float(expit(logit(auc) + half))
 
-# %% ../nbs/80_consensus.ipynb #9b58cd35
+# %% ../nbs/80_consensus.ipynb #306de39b
 def tag_interest(
     interest: pd.DataFrame,   # from `shrink`
     tagged: pd.DataFrame,     # from `tagged_subjects`: id_str, family
     score: str = "fraction",  # column of `interest` to rank by
     min_subjects: int = 5,    # families with fewer are left out
-) -> pd.DataFrame:            # index family, the first "any tag": subjects, base_rate, median, auc and auc_among_tagged with 90% intervals
+) -> pd.DataFrame:            # index family: subjects, base_rate, median, auc, auc_among_tagged, 90% intervals
     "For each family of tags, how well the fraction of selections tells subjects with the tag from those without"
     _need_columns(interest, ("id_str", score), "the table of subjects")
     _need_columns(tagged, ("id_str", "family"), "the table of tagged subjects")
@@ -539,55 +562,62 @@ def plot_tags(
     plt.close(fig)
     return fig
 
-# %% ../nbs/80_consensus.ipynb #fbfb8e83
+# %% ../nbs/80_consensus.ipynb #496a521b
 def talk_activity(
     interest: pd.DataFrame,          # from `shrink`
     tags: pd.DataFrame,              # from `read_tags`
     comments: pd.DataFrame,          # from `read_comments`
     edges=(0, .05, .1, .2, .35, .5, 1),   # steps of the selected fraction
-) -> pd.DataFrame:                   # one row a step: subjects, discussed and tagged (shares), comments and tags (a subject, mean)
+) -> pd.DataFrame:                   # a row a step: subjects; discussed, tagged (shares); comments, tags (a subject)
     "How much people talk about subjects, by the fraction that selected them"
     _need_columns(interest, ("id_str", "fraction"), "the table of subjects")
     for talk, what in ((tags, "tags"), (comments, "comments")): _found(interest.id_str, talk.id_str, what)
     uses, written = (interest.id_str.map(talk.id_str.value_counts()).fillna(0) for talk in (tags, comments))
     step = pd.cut(interest.fraction, list(edges), include_lowest=True)
-    table = pd.DataFrame(dict(discussed=written > 0, tagged=uses > 0, comments=written, tags=uses)).groupby(step, observed=False)
-    return table.mean().assign(subjects=table.size()).rename_axis("fraction")[["subjects", "discussed", "tagged", "comments", "tags"]]
+    table = pd.DataFrame(dict(discussed=written > 0, tagged=uses > 0, comments=written, tags=uses))
+    table = table.groupby(pd.Series(step, name="fraction"), observed=False)
+    means = table.mean()
+    means.insert(0, "subjects", table.size())
+    return means
 
-# %% ../nbs/80_consensus.ipynb #cfa1058e
+# %% ../nbs/80_consensus.ipynb #25adbe2c
 def read_scores(
     source,            # path to a table of scores, one row a subject, or a DataFrame
-) -> pd.DataFrame:     # id_str (of the subject; without one, the picture), picture, every ..._score, volunteer_rating, expert_fraction (0 to 1)
-    "The scores of a machine, and the ratings of people where the table has them"
+) -> pd.DataFrame:     # id_str, picture, every ..._score, volunteer_rating and expert_fraction (0 to 1)
+    "The scores of a machine, and the ratings of people; the id is the subject's or, without one, the picture's"
     if isinstance(source, (str, Path)): _refuse_page(source)
     table = read_table(source)
     if not len(table): raise InputError("The table of scores is empty: it has no rows")
     known = {c: re.sub(r"(?<=[a-z])(?=[A-Z])", "_", c).lower() for c in table.columns}
     found = {new: table[old] for old, new in known.items()}
     ids = {}
-    if "subject_id" in found or "id_str" in found: ids["id_str"] = _text_ids(found.get("subject_id", found.get("id_str")), "the scores")
+    subject = found.get("subject_id", found.get("id_str"))
+    if subject is not None: ids["id_str"] = _text_ids(subject, "the scores")
     if "filename" in found:
         names = _text_ids(found["filename"], "the scores").str.replace(r"^.*[/\\]|\.(png|jpe?g|fits)$", "", regex=True)
         ids = {"id_str": names} | ids | {"picture": names}
     if not ids: raise InputError(f"No column names the subjects: {near_names('subject_id', table.columns)}")
     wanted = [c for c in found if c.endswith("_score") or c in ("volunteer_rating", "expert_fraction")]
     if not any(c.endswith("_score") for c in wanted):
-        raise InputError(f"No column is a score (their names end in 'score'): {near_names('anomaly_score', table.columns)}")
+        raise InputError("No column is a score (their names end in 'score'): "
+                         f"{near_names('anomaly_score', table.columns)}")
     out = pd.DataFrame(ids | {c: _number(found[c], c) for c in wanted})
     if "expert_fraction" in out and out.expert_fraction.max() > 1: out["expert_fraction"] /= 100   # was in percent
     for c in ("volunteer_rating", "expert_fraction"):
         if c in out and not out[c].dropna().between(0, 1).all():
-            raise InputError(f"Column {c!r} should lie in 0 to 1 (experts: or 0 to 100), but goes from {out[c].min():g} to {out[c].max():g}")
+            raise InputError(f"Column {c!r} should lie in 0 to 1 (experts: or 0 to 100), but goes from "
+                             f"{out[c].min():g} to {out[c].max():g}")
     return out
 
 def _number(column: pd.Series, name: str) -> pd.Series:
     "The column as numbers; blanks are NaN"
     numbers = pd.to_numeric(column, errors="coerce")
     wrong = (numbers.isna() & column.notna()) | np.isinf(numbers)
-    if wrong.any(): raise InputError(f"Column {name!r} holds {column[wrong.idxmax()]!r} in row {wrong.argmax()}, which is no number")
+    if wrong.any():
+        raise InputError(f"Column {name!r} holds {column[wrong.idxmax()]!r} in row {wrong.argmax()}, which is no number")
     return numbers.astype(float)
 
-# %% ../nbs/80_consensus.ipynb #99cf91c1
+# %% ../nbs/80_consensus.ipynb #9c4a36cd
 def weighted_score(
     image,                # (subjects,) residual of the pixels
     feature,              # (subjects,) residual of the features
@@ -596,30 +626,32 @@ def weighted_score(
     "The two residuals as one score; nothing is normalised, so the weight depends on their units"
     if not 0 <= weight <= 1: raise InputError(f"weight={weight}: the share of the feature score is between 0 and 1")
     image, feature = np.asarray(image, float), np.asarray(feature, float)
-    if image.shape != feature.shape: raise InputError(f"{len(image)} image scores for {len(feature)} feature scores: one of each is needed")
+    if image.shape != feature.shape:
+        raise InputError(f"{len(image)} image scores for {len(feature)} feature scores: one of each is needed")
     return (1 - weight) * image + weight * feature
 
-# %% ../nbs/80_consensus.ipynb #5b9d9b12
+# %% ../nbs/80_consensus.ipynb #2ff3f48e
 def join_scores(
     interest: pd.DataFrame,   # from `shrink`: id_str, ...
     scores: pd.DataFrame,     # from `read_scores`: id_str, ...
 ) -> pd.DataFrame:            # the subjects that are in both
     "What people found and what the machine said, a row a subject"
-    for table, where in ((interest, "the table of subjects"), (scores, "the table of scores")): _need_columns(table, ("id_str",), where)
+    _need_columns(interest, ("id_str",), "the table of subjects")
+    _need_columns(scores, ("id_str",), "the table of scores")
     _found(interest.id_str, scores.id_str, "scores")
     return match_ids(interest, scores)
 
-# %% ../nbs/80_consensus.ipynb #d28dcccf
+# %% ../nbs/80_consensus.ipynb #626f5697
 def plot_scores(
     table: pd.DataFrame,          # image_score, feature_score and `interest`
     interest: str = "fraction",   # column, 0 to 1
 ):                                # matplotlib figure
-    "Feature score against image score, each subject coloured by how many people selected it; lines of equal anomaly score"
+    "Feature score against image score, coloured by how many selected a subject; lines of equal anomaly score"
     import matplotlib.pyplot as plt
     _need_columns(table, ("image_score", "feature_score", interest), "the table")
     table = table.sort_values(interest)
     fig, ax = plt.subplots(figsize=(5.6, 3.8), dpi=80, layout="constrained")
-    dots = ax.scatter(table.image_score, table.feature_score, c=table[interest], s=8, cmap="viridis", vmin=0, lw=0, rasterized=True)
+    dots = ax.scatter(table.image_score, table.feature_score, c=table[interest], s=8, cmap="viridis", vmin=0, lw=0)
     ax.set(xscale="log", yscale="log", xlabel="image score", ylabel="feature score")
     x, ylim = np.geomspace(*ax.get_xlim(), 200), ax.get_ylim()
     for level in np.quantile(weighted_score(table.image_score, table.feature_score), [.5, .9, .99]):
@@ -630,7 +662,7 @@ def plot_scores(
     plt.close(fig)
     return fig
 
-# %% ../nbs/80_consensus.ipynb #f7765ff3
+# %% ../nbs/80_consensus.ipynb #243d9d7e
 def _hits_interval(hits, n) -> tuple:   # lower, upper of the share
     "Jeffreys' 90% interval of a binomial share; it starts at 0 without a hit, ends at 1 without a miss"
     hits, n = np.asarray(hits, float), np.asarray(n, float)
@@ -647,21 +679,22 @@ def _interesting(interest, threshold: float) -> tuple:   # fractions, true where
     "Fractions, and which of them count as interesting"
     interest = np.asarray(interest, float)
     bad = ~((interest >= 0) & (interest <= 1))
-    if bad.any(): raise InputError(f"{_count(int(bad.sum()), 'subject')} have no fraction in 0 to 1 (the first: row {bad.argmax()}, "
+    if bad.any(): raise InputError(f"{_subjects(bad)} have no fraction in 0 to 1 (the first: row {bad.argmax()}, "
                                    f"{interest[bad.argmax()]:g}): leave them out, table.dropna(subset=[...])")
-    if not (interest >= threshold).any() or (interest >= threshold).all():
-        raise InputError(f"{'All' if (interest >= threshold).all() else 'None'} of {len(interest):,} subjects reach the threshold "
-                         f"{threshold}; the largest fraction is {interest.max():.3g}: choose another threshold")
-    return interest, interest >= threshold
+    found = interest >= threshold
+    if found.all() or not found.any():
+        raise InputError(f"{'All' if found.any() else 'None'} of {len(interest):,} subjects reach the threshold "
+                         f"{threshold}: fractions go from {interest.min():.3g} to {interest.max():.3g}; choose another")
+    return interest, found
 
-# %% ../nbs/80_consensus.ipynb #9e1c52c7
+# %% ../nbs/80_consensus.ipynb #67530aa5
 def score_interest(
     scores: pd.DataFrame,      # a column for each score, higher is odder
     interest,                  # (subjects,) fraction of people who found it interesting, 0 to 1
     threshold: float = .5,     # from this fraction on it counts as a find
     n: int = 50,               # length of the list that a person reads
     seed: int = 0,             # of the bootstrap
-) -> pd.DataFrame:             # one row a score: subjects, positives, base_rate, spearman, roc_auc, average_precision, precision, recall, lift, rank_weighted; intervals
+) -> pd.DataFrame:             # a row a score: the numbers of `ranking_metrics`, hits, spearman; 90% intervals
     "Does the machine find odd what people find interesting? Over the whole list, and in its head"
     interest, label = _interesting(interest, threshold)
     rows = {}
@@ -676,11 +709,12 @@ def score_interest(
             row[f"{of}_lower90"], row[f"{of}_upper90"] = map(float, ends)
         rows[name] = row
     order = ["galaxies", "positives", "base_rate", "hits", "listed", "average_precision", "recall", "lift"]
-    order += [f"{of}{end}" for of in ("spearman", "roc_auc", "precision", "rank_weighted") for end in ("", "_lower90", "_upper90")]
+    with_ends = ("spearman", "roc_auc", "precision", "rank_weighted")
+    order += [f"{of}{end}" for of in with_ends for end in ("", "_lower90", "_upper90")]
     whole = {c: int for c in ("galaxies", "positives", "hits", "listed")}
     return pd.DataFrame.from_dict(rows, orient="index")[order].astype(whole).rename(columns={"galaxies": "subjects"})
 
-# %% ../nbs/80_consensus.ipynb #48467801
+# %% ../nbs/80_consensus.ipynb #2c81ee35
 def plot_ranking(
     scores: pd.DataFrame,    # a column for each score, higher is odder
     interest,                # (subjects,) fraction of people who found it interesting, 0 to 1
@@ -692,10 +726,10 @@ def plot_ranking(
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), dpi=80, layout="constrained")
     listed, base = np.arange(1, len(label) + 1), label.mean()
     for (name, score), colour in zip(scores.items(), PALETTE):
-        value = auc_interval(label, score)[0]
+        name_and_auc = f"{name}: AUC {auc_interval(label, score)[0]:.2f}"
         hits = label[np.argsort(-np.asarray(score), kind="stable")].cumsum()
-        left.plot((listed - hits) / (~label).sum(), hits / label.sum(), color=colour, lw=1.4, label=f"{name}: AUC {value:.2f}")
-        right.plot(listed[4:], (hits / listed)[4:], color=colour, lw=1.4)   # of fewer than five there is no share to speak of
+        left.plot((listed - hits) / (~label).sum(), hits / label.sum(), color=colour, lw=1.4, label=name_and_auc)
+        right.plot(listed[4:], (hits / listed)[4:], color=colour, lw=1.4)   # fewer than five are no share
         if name == scores.columns[0]:
             right.fill_between(listed[4:], *_hits_interval(hits[4:], listed[4:]), color=colour, alpha=.15, lw=0)
     left.plot([0, 1], [0, 1], color="black", lw=1, ls=":", label="chance")
@@ -706,14 +740,14 @@ def plot_ranking(
     plt.close(fig)
     return fig
 
-# %% ../nbs/80_consensus.ipynb #21a79d4a
+# %% ../nbs/80_consensus.ipynb #7f4a1341
 def weight_curve(
     image,                   # (subjects,) residual of the pixels
     feature,                 # (subjects,) residual of the features
     interest,                # (subjects,) fraction of people who found it interesting, 0 to 1
     threshold: float = .5,   # from this fraction on it counts as a find
     n: int = 50,             # length of the list that a person reads
-) -> pd.DataFrame:           # index weight 0, .1, ... 1: roc_auc, average_precision, precision, rank_weighted, base_rate
+) -> pd.DataFrame:           # index weight 0, .1, ... 1: roc_auc, average_precision, precision, rank_weighted
     "What the score would have been worth with another weight of the features"
     label = _interesting(interest, threshold)[1]
     weights = np.linspace(0, 1, 11).round(1)
@@ -721,7 +755,7 @@ def weight_curve(
     columns = ["roc_auc", "average_precision", "precision", "rank_weighted", "base_rate"]
     return pd.DataFrame(rows, index=pd.Index(weights, name="weight"))[columns]
 
-# %% ../nbs/80_consensus.ipynb #c29e22e5
+# %% ../nbs/80_consensus.ipynb #863d796d
 def percentile_sets(
     table: pd.DataFrame,                 # id_str and the score
     score: str = "anomaly_score",        # column; higher is odder
@@ -732,8 +766,9 @@ def percentile_sets(
     "Subjects drawn from bands of percentiles of a score"
     _need_columns(table, ("id_str", score), "the table")
     value, edges = _number(table[score], score), np.asarray(edges, float)
-    if value.isna().any(): raise InputError(f"{_count(int(value.isna().sum()), 'subject')} have no {score}: leave them out first")
-    if value.nunique() < 2: raise InputError(f"{_count(len(value), 'subject')} share one {score}: there are no percentiles")
+    if value.isna().any(): raise InputError(f"{_subjects(value.isna())} have no {score}: leave them out first")
+    if value.nunique() < 2:
+        raise InputError(f"{_count(len(value), 'subject')} with one {score} for all: there are no percentiles")
     if len(edges) < 2 or (np.diff(edges) <= 0).any() or edges[0] < 0 or edges[-1] > 100:
         raise InputError(f"edges={edges.tolist()}: percentiles rise, from 0 to 100")
     out = table[["id_str", score]].assign(percentile=100 * (value.rank() - .5) / len(value))
@@ -742,7 +777,7 @@ def percentile_sets(
     shuffled = out.dropna(subset=["band"]).sample(frac=1, random_state=seed)
     return shuffled.groupby("band", observed=True).head(size).sort_values([score, "id_str"], ignore_index=True)
 
-# %% ../nbs/80_consensus.ipynb #330d9fe1
+# %% ../nbs/80_consensus.ipynb #ee900faf
 def read_latents(
     path,              # .npy, (subjects, latents), rows in the order of the scores
     rows: int = None,  # how many subjects there should be
@@ -753,10 +788,12 @@ def read_latents(
     _refuse_page(path)
     try: latents = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as e:
-        raise InputError(f"{path.name} is no plain .npy array of numbers ({e}): save it with np.save(path, array)") from None
-    if not isinstance(latents, np.ndarray): raise InputError(f"{path.name} holds several arrays (.npz): save the latents alone, as .npy")
+        raise InputError(f"{path.name} is no plain .npy array of numbers: {e}. np.save(path, array) writes one") from None
+    if not isinstance(latents, np.ndarray):
+        raise InputError(f"{path.name} holds several arrays (.npz): save the latents alone, as .npy")
     if rows is not None and len(latents) != rows:
-        raise InputError(f"{path.name} has {len(latents):,} rows for {rows:,} subjects: the two are joined by their order, and must be of one run")
+        raise InputError(f"{path.name} has {len(latents):,} rows for {rows:,} subjects: the two are joined by their "
+                         "order, and must be of one run")
     return _check_latents(latents)
 
 def _check_latents(latents) -> np.ndarray:
@@ -764,12 +801,13 @@ def _check_latents(latents) -> np.ndarray:
     try: latents = np.asarray(latents, float)
     except (TypeError, ValueError) as e: raise InputError(f"Latents are numbers ({e})") from None
     if latents.ndim != 2 or latents.shape[1] < 2 or len(latents) < 4:
-        raise InputError(f"Latents of shape {latents.shape}: a map needs (subjects, latents), 4 subjects and 2 latents or more")
+        raise InputError(f"Latents of shape {latents.shape}: a map needs (subjects, latents), of both at least (4, 2)")
     bad = ~np.isfinite(latents).all(1)
-    if bad.any(): raise InputError(f"{_count(int(bad.sum()), 'row')} of the latents are not finite, the first is row {bad.argmax()}")
+    if bad.any(): raise InputError(f"{_count(int(bad.sum()), 'row')} of the latents are not finite, the first is row "
+                                   f"{bad.argmax()}")
     return latents
 
-# %% ../nbs/80_consensus.ipynb #9c8fb2a3
+# %% ../nbs/80_consensus.ipynb #4080239a
 def pca_map(
     latents,         # (subjects, latents)
 ) -> np.ndarray:     # (subjects, 2)
@@ -783,9 +821,11 @@ def umap_map(
 ) -> np.ndarray:           # (subjects, 2)
     "A map that keeps neighbours together: UMAP (McInnes et al. 2018)"
     latents = _check_latents(latents)
-    if not 2 <= neighbours < len(latents): raise InputError(f"neighbours={neighbours}: between 2 and {len(latents) - 1} for {len(latents)} subjects")
+    if not 2 <= neighbours < len(latents):
+        raise InputError(f"neighbours={neighbours}: between 2 and {len(latents) - 1} for {len(latents)} subjects")
     try: from umap import UMAP
-    except ImportError: raise InputError("UMAP needs the extra 'umap': pip install 'gz_nbdev[umap]'. pca_map needs nothing") from None
+    except ImportError:
+        raise InputError("UMAP needs the extra 'umap': pip install 'gz_nbdev[umap]'. pca_map needs nothing") from None
     return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(latents)
 
 def plot_map(
@@ -796,7 +836,8 @@ def plot_map(
     "Subjects on a map, coloured by a score, by interest or by class"
     import matplotlib.pyplot as plt
     places, value = np.asarray(places, float), pd.Series(value).reset_index(drop=True)
-    if places.shape != (len(value), 2): raise InputError(f"A map of shape {places.shape} for {len(value)} values: expected ({len(value)}, 2)")
+    if places.shape != (len(value), 2):
+        raise InputError(f"A map of shape {places.shape} for {len(value)} values: expected ({len(value)}, 2)")
     fig, ax = plt.subplots(figsize=(5, 3.4), dpi=80, layout="constrained")
     if pd.api.types.is_numeric_dtype(value):
         order = np.argsort(value.to_numpy(), kind="stable")
