@@ -525,3 +525,114 @@ def test_match_sky_is_one_to_one():
     )
     with pytest.raises(InputError, match="first table.*not on the sky"):
         match_sky(a.assign(dec=200.0), b)
+
+
+# ---- GZ DECaLS as published on Zenodo, and the Kaggle challenge
+
+
+def decals(tree: str, rows: int = 3, counts: bool = True) -> pd.DataFrame:
+    "A table in the published form: no campaign in the names; totals, fractions, debiased fractions or shares asked"
+    columns = {"iauname": [f"J00000{i}.80+004200.0" for i in range(rows)], "ra": 1.5, "dec": -2.5, "redshift": 0.1,
+               "petro_theta": 9.5, "wrong_size_statistic": 50.0, "wrong_size_warning": [i == 1 for i in range(rows)]}
+    for q in get_schema(tree).questions:
+        total = 10 * len(q.answers)
+        if counts: columns[f"{q.text}_total-votes"] = float(total)
+        else: columns[f"{q.text}_proportion_volunteers_asked"] = 0.5
+        for a in q.answers:
+            if counts: columns[f"{q.text}_{a.text}"] = 10.0
+            columns[f"{q.text}_{a.text}_fraction"] = 1 / len(q.answers)
+            if counts: columns[f"{q.text}_{a.text}_debiased"] = 1 / len(q.answers)
+    return pd.DataFrame(columns)
+
+
+@pytest.mark.parametrize("tree", ["dr12", "dr5"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_decals_volunteers(tmp_path, tree, suffix):
+    table, path = decals(tree), tmp_path / f"gz_decals_volunteers{suffix}"
+    table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
+    read, schema = read_catalog(path), get_schema(tree)
+    assert read.attrs["schema"]["name"] == Schema.from_columns(list(read)).name == tree
+    assert read["id_str"].tolist() == table["iauname"].tolist() and (read[schema.columns] == 10).all(axis=None)
+    assert f"{schema.columns[0]}_debiased" in read and f"{schema.questions[0].name}_total-votes" in read
+    assert not [c for c in read if c.startswith("bar_")] and read["ra"].tolist() == [1.5] * 3
+    assert read["wrong_size_warning"].tolist() == [False, True, False]
+    assert any("1 galaxy with wrong_size_warning" in note for note in read.attrs["notes"])
+    assert check_catalog(read).ok and "wrong_size_warning" in str(check_catalog(read))
+
+
+@pytest.mark.parametrize("tree", ["dr12", "dr5"])
+def test_decals_automatic(tree):
+    "Fractions carry the same names as the volunteers' do, and no votes are made up"
+    read, q = read_catalog(decals(tree, counts=False)), get_schema(tree).questions[1]
+    assert f"{q.answers[0].column}_fraction" in read and f"{q.name}_proportion_volunteers_asked" in read
+    assert not set(get_schema(tree).columns) & set(read) and read.attrs["schema"] is None
+    assert any("not counts" in note for note in read.attrs["notes"])
+
+
+def test_the_old_tree_without_a_campaign_is_found_by_its_answers():
+    table = decals("dr12")[["iauname", *[f"{q.text}_{a.text}" for q in get_schema("dr12").questions for a in q.answers]]]
+    assert read_catalog(table).attrs["schema"]["name"] == "dr12"
+
+
+def test_predictions_in_the_published_form_keep_their_names():
+    "The catalogue of DESI has the tree of dr5 and no campaign: it is no table of DECaLS"
+    table = decals("dr5", counts=False).rename(columns={"iauname": "id_str"}).drop(columns="wrong_size_warning")
+    assert "smooth-or-featured_smooth_fraction" in read_catalog(table)
+
+
+def test_decals_lacks_an_answer():
+    with pytest.raises(InputError, match="it lacks bar_weak; for the first, did you mean 'bar_week"):
+        read_catalog(decals("dr5").rename(columns=lambda c: c.replace("bar_weak", "bar_week")))
+
+
+def test_decals_older_merging_answers():
+    table = decals("dr5").assign(**{"merging_neither-v1": [5.0, 0.0, np.nan]})
+    read = read_catalog(table)
+    assert read["merging-dr5_none"].tolist() == [0, 10, 10]
+    assert any("merging counts as not asked for 1" in note for note in read.attrs["notes"])
+
+
+def kaggle(rows: int = 2) -> pd.DataFrame:
+    numbers = [3, 2, 2, 2, 4, 2, 3, 7, 3, 3, 6]
+    names = [f"Class{q}.{a}" for q, n in enumerate(numbers, 1) for a in range(1, n + 1)]
+    return pd.DataFrame({"GalaxyID": [f"{100008 + i:06d}" for i in range(rows)], **{name: 0.125 for name in names}})
+
+
+def test_kaggle_columns_stay_numbers(tmp_path):
+    "37 of them as they were, beside the fractions; the id is text"
+    table = kaggle()
+    table.to_csv(tmp_path / "training_solutions_rev1.csv", index=False)
+    read = read_catalog(tmp_path / "training_solutions_rev1.csv")
+    classes = [c for c in read if c.startswith("Class")]
+    assert len(classes) == 37 and read[classes].dtypes.eq("float64").all() and (read[classes] == 0.125).all(axis=None)
+    assert read["id_str"].tolist() == ["100008", "100009"] and len([c for c in read if c.endswith("_fraction")]) == 37
+
+
+@pytest.mark.parametrize("value", ["many", 1.5, -0.1, np.nan])
+def test_kaggle_cells_that_are_no_shares(value):
+    table = kaggle().astype({"Class7.2": object})
+    table.loc[1, "Class7.2"] = value
+    with pytest.raises(InputError, match="in column 'Class7.2', row 1: a share from 0 to 1"): read_catalog(table)
+
+
+@pytest.mark.parametrize("value,said", [(0.4, "fractions where counts are expected"), ("yes", "holds str, not counts"),
+                                        (True, "holds bool, not counts"), (-1, "negative votes"), (2.5, "not whole numbers")])
+def test_i33_i41_what_is_no_count(value, said):
+    fraction = {c: 0.4 for c in DR5.columns} if value == 0.4 else {DR5.columns[3]: value}
+    assert said in errors(catalog(**fraction), "dr5").replace("object", "str")
+
+
+def test_a_whole_campaign_without_votes():
+    "Galaxies seen in another campaign have none: no error. No galaxy with any: an error"
+    schema = get_schema("dr5+dr8")
+    table = pd.DataFrame({"id_str": list("ab"), **{c: [3, 3] if "-dr5" in c else [0, 0] for c in schema.columns}})
+    assert check_catalog(table, schema).ok
+    assert "no galaxy has any vote" in errors(table.assign(**{c: 0 for c in schema.columns}), schema)
+    assert "34 of the 68 vote columns" in errors(table.drop(columns=get_schema("dr8").columns), schema)
+
+
+def test_arrow_tables_keep_ids(tmp_path):
+    import pyarrow as pa
+    table = pa.table({"dr7objid": pa.array([int(A), None], pa.int64()), "image": [b"x", b"y"], "ra": [1.0, 2.0]})
+    read = read_table(table)
+    assert read["dr7objid"].tolist() == [A, ""] and list(read) == ["dr7objid", "ra"]

@@ -1,4 +1,5 @@
 "Bad pictures (I1 to I20 number their kinds), caches and batches: what `gz_nbdev.data` promises beyond its notebook"
+import gzip
 import multiprocessing
 import os
 import struct
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from astropy.io import fits
 from fastai.callback.progress import ProgressCallback
 from fastai.data.block import DataBlock
 from fastai.data.transforms import ColReader
@@ -21,9 +23,11 @@ from fastai.vision.data import ImageBlock
 from PIL import Image, ImageFile, PngImagePlugin
 
 from gz_nbdev import data
-from gz_nbdev.data import (ArrayImages, Augment, FolderImages, ImageError, ParquetImages, TensorVotes, View, VotesBlock,
-                           check_images, decode, galaxy_dls, image_grid, iter_batches, load_pixels)
+from gz_nbdev.data import (ArrayImages, Augment, FitsImages, FolderImages, ImageError, ParquetImages, TensorVotes, View,
+                           VotesBlock, check_images, decode, galaxy_dls, galaxy_zoo_scale, image_grid, iter_batches,
+                           load_pixels)
 from gz_nbdev.schema import InputError, get_schema
+from gz_nbdev.simulate import compose_decals
 
 VIEW = View(32)
 
@@ -798,3 +802,176 @@ def test_votes_in_a_data_block(survey):
     assert isinstance(y, TensorVotes) and y.schema == schema and y.shape == (4, 34)
     dls.show_batch(max_n=2)
     assert any("/" in text for text in shown()[0])
+
+
+# ---- FITS cutouts (I21 to I24)
+
+NATIVE = .262 / 3600
+
+
+def bands(seed=0, size=60):
+    "g, r, z of a blob away from the centre: the same in no mirror"
+    y, x = np.mgrid[:size, :size] / size - .5
+    blob = np.exp(-((x - .15) ** 2 / .004 + (y - .25) ** 2 / .02))
+    return np.stack([blob * f for f in (.5, 1., 1.6)]) + np.random.default_rng(seed).normal(0, .002, (3, size, size))
+
+
+def header(hdu, dx=-NATIVE, dy=NATIVE, names="grz"):
+    hdu.header.update(dict(CTYPE1="RA---TAN", CTYPE2="DEC--TAN", CRVAL1=10., CRVAL2=1., CRPIX1=30., CRPIX2=30.,
+                           CD1_1=dx, CD1_2=0., CD2_1=0., CD2_2=dy))
+    if names: hdu.header.update({"BANDS": names, **{f"BAND{i}": band for i, band in enumerate(names)}})
+    return hdu
+
+
+def written(*hdus, **kwargs):
+    fits.HDUList(list(hdus)).writeto(out := BytesIO(), **kwargs)
+    return out.getvalue()
+
+
+def cube(values=None, names="grz", **kwargs):
+    "As the Legacy Survey writes it: rows from the bottom"
+    values = (bands() if values is None else values)[:, ::-1]
+    return header(fits.PrimaryHDU(np.ascontiguousarray(values).astype(">f4")), names=names, **kwargs)
+
+
+def cutouts(root, **files):
+    for id, content in files.items(): (root / f"{id}.fits").write_bytes(content)
+    return pd.DataFrame({"id_str": list(files), "file_loc": [f"{id}.fits" for id in files]})
+
+
+def expected(values=None):
+    "The picture of `bands`, composed by the simulator's own function"
+    values = bands() if values is None else values
+    return compose_decals(torch.tensor(values.astype(np.float32))[None])[0].mul(255).round().to(torch.uint8)
+
+
+def test_a_fits_cutout_is_composed_as_galaxy_zoo_composes(tmp_path):
+    source = FitsImages(cutouts(tmp_path, a=written(cube()), b=written(cube(), checksum=True)), tmp_path)
+    for i in range(2): assert torch.equal(source.read(i), expected())
+    assert torch.equal(load_pixels(source, View(60), progress=False).pixels[0], expected())
+
+
+def test_north_is_up_and_east_left(tmp_path):
+    "The star at the first pixel of the file is at the lower left; north down or east right in the header is turned back"
+    star = np.zeros((3, 20, 20), np.float32)
+    star[:, 0, 0] = 5   # row 0 of a FITS file is the lowest
+    files = {f"{x}{y}": written(header(fits.PrimaryHDU(star), dx, dy))
+             for x, dx in (("l", -NATIVE), ("r", NATIVE)) for y, dy in (("u", NATIVE), ("d", -NATIVE))}
+    source = FitsImages(cutouts(tmp_path, **files, none=written(fits.PrimaryHDU(star))), tmp_path)
+    places = {id: tuple((source.read(i)[0] == source.read(i)[0].max()).nonzero()[0].tolist()) for i, id in enumerate(source.ids)}
+    assert places == {"lu": (19, 0), "ru": (19, 19), "ld": (0, 0), "rd": (0, 19), "none": (19, 0)}
+
+
+def test_i22_every_way_of_writing_numbers(tmp_path):
+    "Big-endian or not, floats or scaled whole numbers, unsigned, compressed, one extension a band, bands in any order"
+    values, step = bands(), 1e-3
+    whole = np.round(values[:, ::-1] / step).astype(np.int32)
+    scaled = header(fits.PrimaryHDU(whole.astype(np.int16)))
+    scaled.header.update(BSCALE=step, BZERO=0.)
+    shifted = header(fits.PrimaryHDU((whole - 7).astype(np.int16)))
+    shifted.header.update(BSCALE=step, BZERO=7 * step)
+    planes = [header(fits.ImageHDU(values[i, ::-1].astype(">f4")), names="") for i in (2, 0, 1)]
+    for plane, band in zip(planes, "zgr"): plane.header["BAND"] = band
+    noise = header(fits.ImageHDU(np.full((60, 60), 9e9)), names="")
+    noise.header.update(BAND="g", IMTYPE="invvar")
+    named = [header(fits.ImageHDU(values[i, ::-1].astype(">f4"), name=f"image_{band}"), names="") for i, band in enumerate("grz")]
+    four = cube(np.concatenate([values[:2], np.full((1, 60, 60), 7.), values[2:]]), names="griz")
+    files = dict(le=written(header(fits.PrimaryHDU(values[:, ::-1].astype("<f8")))), scaled=written(scaled),
+                 shifted=written(shifted), extensions=written(fits.PrimaryHDU(), noise, *planes),
+                 names=written(fits.PrimaryHDU(), *named), order=written(cube(values[[2, 0, 1]], names="zgr")),
+                 four=written(four), unnamed=written(cube(names="")),
+                 packed=gzip.compress(written(cube())),
+                 tiles=written(fits.PrimaryHDU(), header(fits.CompImageHDU(values[:, ::-1].astype("f4"), quantize_level=0, compression_type="GZIP_1"))))
+    source = FitsImages(cutouts(tmp_path, **files), tmp_path)
+    for i, id in enumerate(source.ids):
+        assert (source.read(i).int() - expected().int()).abs().max() <= (2 if id in ("scaled", "shifted") else 0), id
+
+
+def test_i21_pixels_without_a_value(tmp_path):
+    "NaN, infinity and BLANK become sky up to a tenth of the picture; with more it is set aside"
+    few, many = bands(), bands()
+    few[:, :5, :5], few[1, 6, 6], filled = np.nan, np.inf, bands()
+    filled[:, :5, :5], filled[1, 6, 6] = 0, 0
+    many[:, :10] = np.nan
+    whole = np.round(bands()[:, ::-1] * 1000).astype(np.int16)
+    whole[:, -5:, :5] = -99
+    blank = header(fits.PrimaryHDU(whole))
+    blank.header.update(BSCALE=1e-3, BZERO=0., BLANK=-99)
+    source = FitsImages(cutouts(tmp_path, few=written(cube(few)), blank=written(blank), many=written(cube(many))), tmp_path)
+    assert torch.equal(source.read(0), expected(filled))
+    corner = bands()
+    corner[:, :5, :5] = 0
+    assert (source.read(1).int() - expected(corner).int()).abs().max() <= 2
+    with pytest.raises(ImageError, match="17% of the pixels have no value"): source.read(2)
+
+
+def bad_fits():
+    whole, summed = written(cube()), written(cube(), checksum=True)
+    flipped = bytearray(summed)
+    flipped[-4000] ^= 4
+    table = fits.BinTableHDU.from_columns([fits.Column("x", "E", array=np.zeros(3))])
+    huge = written(cube()).replace(b"NAXIS1  =                   60", b"NAXIS1  =                60000")
+    return {"cut short": whole[:9000], "not a whole FITS file": whole[:1500], "damaged: its bytes": bytes(flipped),
+            "more than .* bytes when unpacked": gzip.compress(bytes(data.MAX_BYTES + 10), 1), "cut short: the gzip": gzip.compress(whole)[:900],
+            "damaged gzip": b"\x1f\x8b" + b"junk" * 30, "no image in any part": written(fits.PrimaryHDU(), table),
+            "no band 'z': .*the file has g, r": written(cube(bands()[:2], names="gr")), "too large": huge,
+            "no band 'g'.*one without a name": written(header(fits.PrimaryHDU(bands()[0]), names="")),
+            "bands of different sizes": written(fits.PrimaryHDU(), *[fits.ImageHDU(np.zeros((40 + i, 40)), name=b) for i, b in enumerate("grz")]),
+            "not a FITS file, but a web page": b"<html>no such cutout</html>", "empty file|not a FITS file": b""}
+
+
+def test_i23_i24_fits_files_that_cannot_be_used(tmp_path):
+    "Each is set aside under its own id with its reason; the job goes on"
+    bad = bad_fits()
+    table = cutouts(tmp_path, **{f"bad{i}": content for i, content in enumerate(bad.values())}, good=written(cube()))
+    source = FitsImages(table, tmp_path)
+    for i, reason in enumerate(bad):
+        with pytest.raises(ImageError, match=reason): source.read(i)
+    cache = load_pixels(source, View(32), progress=False)
+    assert cache.ids == ["good"] and len(cache.failures) == len(bad)
+
+
+def test_fits_files_stay_in_their_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out.fits").write_bytes(written(cube()))
+    source = FitsImages(pd.DataFrame({"id_str": ["a"], "file_loc": ["../out.fits"]}), tmp_path / "in")
+    with pytest.raises(ImageError, match="outside the root"): source.read(0)
+
+
+@pytest.mark.parametrize("columns", [{"pixel_scale": .2}, {"petro_th50": 5., "petro_th90": 12.}, {"petroR50_r": 20., "petroR90_r": 10.}])
+def test_a_cutout_at_the_scale_of_galaxy_zoo(tmp_path, columns):
+    "424 px of .2 arcsec show 84.8 arcsec: a blob of known size is as large as it should be, and beyond the edge is sky"
+    source = FitsImages(cutouts(tmp_path, a=written(cube(bands(size=200)))).assign(**columns), tmp_path)
+    picture, scale = source.read(0), .2
+    assert picture.shape == (3, 424, 424) and source.scales.tolist() == pytest.approx([scale])
+    edge = (424 - 200 * .262 / scale) / 2
+    assert picture[:, :int(edge) - 2].max() == picture[:, 0, 0].max() == expected(np.zeros((3, 2, 2))).max()
+    y, x = (picture[0] == picture[0].max()).nonzero().float().mean(0).tolist()
+    assert (x, y) == pytest.approx((edge + .65 * 200 * .262 / scale, edge + .75 * 200 * .262 / scale), abs=4)
+    assert source.fingerprint() != FitsImages(cutouts(tmp_path, a=written(cube())), tmp_path).fingerprint()
+
+
+def test_a_cutout_without_a_scale(tmp_path):
+    table = cutouts(tmp_path, a=written(cube()), b=written(fits.PrimaryHDU(bands())), c=written(cube()))
+    source = FitsImages(table.assign(pixel_scale=[np.nan, .2, 900.]), tmp_path)
+    for i, reason in enumerate(("Petrosian radii are missing", "how large its pixels are", "cannot be had")):
+        with pytest.raises(ImageError, match=reason): source.read(i)
+
+
+def test_galaxy_zoo_scale():
+    assert galaxy_zoo_scale(5, 12).item() == pytest.approx(.2) and galaxy_zoo_scale(20, 10).item() == pytest.approx(.2)
+    assert galaxy_zoo_scale([1, np.nan], [2, 3])[0] == .1 and np.isnan(galaxy_zoo_scale([1, np.nan], [2, 3])[1])
+
+
+# ---- galaxies that are done
+
+def test_done_are_neither_read_nor_decoded(survey):
+    reads = []
+    source = SimpleNamespace(ids=survey.ids, read=lambda i: reads.append(i) or survey.read(i))
+    source = type("Source", (), {"ids": survey.ids, "__len__": lambda self: 20, "read": staticmethod(source.read)})()
+    done = lambda ids: np.array([int(id in set(survey.ids[5:]) ) for id in ids], bool)
+    batches = list(iter_batches(source, VIEW, done=done))
+    assert batches[0][0] == survey.ids[:5] and sorted(reads) == list(range(5))
+    cache = load_pixels(survey, VIEW, progress=False)
+    assert [ids for ids, _ in iter_batches(cache, VIEW, done=done)] == [survey.ids[:5]]
+    assert next(iter_batches(cache, VIEW, indices=[9, 3, 1], done=done))[0] == [survey.ids[3], survey.ids[1]]

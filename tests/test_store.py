@@ -19,17 +19,20 @@ import pyarrow as pa
 import pytest
 
 import gz_nbdev.store as store_module
+from gz_nbdev.catalog import read_table
 from gz_nbdev.schema import InputError
 from gz_nbdev.store import (
     Store,
     _manifest_text,
     atomic_write,
     download,
+    download_zenodo,
     features_array,
     features_column,
     read_meta,
     sha256_file,
     write_parquet,
+    write_table,
 )
 
 META = {"weights": "1f3c", "view": {"size": 64}}
@@ -616,3 +619,173 @@ def test_download_into_a_file(tmp_path, serve):
 def test_sha256_file(tmp_path):
     (tmp_path / "f").write_bytes(PAYLOAD)
     assert sha256_file(tmp_path / "f") == SHA
+
+
+# Tables in other formats
+
+ODD = pd.DataFrame({
+    "id_str": ["587722981741363294", "00123", "NA", "1E5", "Ångström 星", "<b>&\"x\", y"],
+    "objid": pd.array([587722981741363323, None, 1, 2, 3, -4], dtype="Int64"),
+    "ra": [0.1 + 0.2, np.nan, 1e-300, -0.0, 359.99999999999994, np.inf],
+    "votes": np.arange(6, dtype=np.int32), "ring": [True, False, True, True, False, False],
+    "note": ["plain", "", "a\tb", "ümläut", "x, y", "'q'"],
+    "score": np.array([0, 1, 2, 3, np.nan, 0.1], np.float32)})
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".fits", ".vot", ".xml", ".FITS"])
+def test_tables_come_back_as_they_were(tmp_path, suffix):
+    path = write_table(tmp_path / f"t{suffix}", ODD, META)
+    back = read_table(path)
+    assert back["id_str"].tolist() == ODD["id_str"].tolist()
+    assert back["objid"].tolist() == ["587722981741363323", "", "1", "2", "3", "-4"]
+    np.testing.assert_array_equal(back["ra"], ODD["ra"])
+    np.testing.assert_array_equal(back["score"].to_numpy(np.float32), ODD["score"])
+    assert back["votes"].tolist() == list(range(6)) and back["ring"].tolist() == ODD["ring"].tolist()
+    assert back["note"].fillna("").tolist() == ODD["note"].tolist()
+    assert read_meta(path).get("weights") == (None if suffix == ".csv" else "1f3c")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_numbers_that_only_look_whole_stay_exact(tmp_path):
+    "A count beyond 2^53 that is no id, beside a missing one"
+    table = pd.DataFrame({"id_str": ["a", "b"], "healpix": pd.array([2**60 + 1, None], dtype="Int64")})
+    for suffix in (".parquet", ".fits", ".vot"):
+        back = read_table(write_table(tmp_path / f"t{suffix}", table))
+        assert str(back["healpix"].iloc[0]) == str(2**60 + 1) or suffix == ".parquet", suffix
+
+
+def test_what_a_table_cannot_be(tmp_path):
+    with pytest.raises(InputError, match="no writer for '.xlsx'"): write_table(tmp_path / "t.xlsx", ODD)
+    with pytest.raises(InputError, match="no writer for 'a name without"): write_table(tmp_path / "t", ODD)
+    with pytest.raises(InputError, match="needs 'id_str'"): write_table(tmp_path / "t.csv", ODD.drop(columns="id_str"))
+    with pytest.raises(InputError, match="Ids are text"): write_table(tmp_path / "t.fits", ODD.assign(id_str=1.5))
+    table = pa.table({"id_str": ["a"], "features": features_column(np.ones((1, 3), np.float32))})
+    with pytest.raises(InputError, match="'features' has more"): write_table(tmp_path / "t.fits", table)
+    assert write_table(tmp_path / "t.parquet", table).exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_table_of_no_rows(tmp_path):
+    for suffix in (".parquet", ".csv", ".fits", ".vot"):
+        assert list(read_table(write_table(tmp_path / f"t{suffix}", ODD[:0]))["id_str"]) == []
+
+
+# Zenodo
+
+@pytest.fixture
+def zenodo(serve, monkeypatch):
+    "A record whose one file is served by the plan: (address of the api, what was asked)"
+    def start(*plan, about=None, **changes):
+        url, asked = serve(*plan)
+        entry = dict(key="votes.csv", size=len(PAYLOAD), checksum=f"md5:{hashlib.md5(PAYLOAD).hexdigest()}", links={"self": url})
+        answer = dict(files=[{**entry, **changes}]) if about is None else about
+        def ask(address, *args):
+            asked.append(address)
+            return answer
+        monkeypatch.setattr(store_module, "_ask", ask)
+        return asked
+    return start
+
+
+def from_zenodo(folder, file="votes.csv", **kwargs):
+    return download_zenodo(4573248, file, folder, wait=0.001, progress=False, **kwargs)
+
+
+def test_zenodo_goes_on_where_it_was_cut_and_asks_once(zenodo, tmp_path):
+    asked = zenodo("cut", "cut", "cut", "ok")
+    path = from_zenodo(tmp_path)
+    assert path.read_bytes() == PAYLOAD and asked == ["https://zenodo.org/api/records/4573248", None, "bytes=15000-", "bytes=30000-"]
+    assert from_zenodo(tmp_path) == path and len(asked) == 4            # whole: nobody is asked
+    path.write_bytes(PAYLOAD[:-1])
+    assert from_zenodo(tmp_path).read_bytes() == PAYLOAD and len(asked) > 4   # damaged since: had again
+
+
+@pytest.mark.parametrize("changes", [dict(checksum="md5:" + "0" * 32), dict(size=7)])
+def test_zenodo_bytes_that_were_not_promised(zenodo, tmp_path, changes):
+    zenodo("ok", **changes)
+    with pytest.raises(InputError, match="Nothing was kept"): from_zenodo(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_zenodo_pages_and_errors(zenodo, tmp_path):
+    zenodo("page")
+    with pytest.raises(InputError, match="this is an error page. Nothing was kept"): from_zenodo(tmp_path)
+    zenodo(404)
+    with pytest.raises(InputError, match="answers 404"): from_zenodo(tmp_path)
+    zenodo(503, 503, "ok")
+    assert from_zenodo(tmp_path).read_bytes() == PAYLOAD
+
+
+def test_zenodo_pinned_by_sha256(zenodo, tmp_path):
+    zenodo("ok")
+    with pytest.raises(InputError, match="Nothing was kept"): from_zenodo(tmp_path, sha256="0" * 64)
+    asked = zenodo("ok")
+    assert from_zenodo(tmp_path, sha256=SHA).read_bytes() == PAYLOAD
+    (tmp_path / ".votes.csv.zenodo.json").unlink()
+    del asked[:]
+    assert from_zenodo(tmp_path, sha256=SHA).exists() and asked == []
+
+
+@pytest.mark.parametrize("about", [{}, {"files": None}, [], {"message": "closed"}])
+def test_zenodo_answers_that_are_no_record(zenodo, tmp_path, about):
+    zenodo("ok", about=about)
+    with pytest.raises(InputError, match="lists no files"): from_zenodo(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [dict(checksum="sha1:00"), dict(size="7"), dict(links={}), dict(checksum=None)])
+def test_zenodo_entries_of_another_form(zenodo, tmp_path, changes):
+    zenodo("ok", **changes)
+    with pytest.raises(InputError, match="has changed"): from_zenodo(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["../x", "a/b", "..\\x", "", "."])
+def test_zenodo_names_of_files(tmp_path, file):
+    with pytest.raises(InputError, match="no name of a file"): from_zenodo(tmp_path, file)
+    with pytest.raises(InputError, match="is a number"): download_zenodo("../4", "votes.csv", tmp_path)
+
+
+def test_zenodo_near_names(zenodo, tmp_path):
+    zenodo("ok")
+    with pytest.raises(InputError, match="did you mean 'votes.csv'"): from_zenodo(tmp_path, "vote.csv")
+
+
+def test_the_api_over_http(tmp_path):
+    "JSON, a page in its place, 404, and a server that is gone"
+    answers = {"/1": (200, b'{"files": []}'), "/2": (200, b"<html>"), "/3": (404, b"")}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            code, body = answers[self.path]
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args): pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    api = f"http://127.0.0.1:{server.server_port}"
+    for record, said in ((1, "has no file 'x'"), (2, "gave no JSON"), (3, "answers 404")):
+        with pytest.raises(InputError, match=said): download_zenodo(record, "x", tmp_path, api=api, wait=0.001, progress=False)
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(InputError, match="could not be had in 2 attempts"):
+        download_zenodo(1, "x", tmp_path, api=api, retries=1, wait=0.001, timeout=2, progress=False)
+
+
+@pytest.mark.parametrize("name", ["GZ_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_names_the_file_and_the_page(zenodo, tmp_path, monkeypatch, name):
+    asked = zenodo("ok")
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(InputError, match="votes.csv is missing.*https://zenodo.org/records/4573248/files/votes.csv.*put it there"):
+        from_zenodo(tmp_path)
+    with pytest.raises(InputError, match="offline"): get("http://127.0.0.1:1/x", tmp_path / "x")
+    (tmp_path / "votes.csv").write_bytes(PAYLOAD)        # fetched by hand
+    with pytest.warns(UserWarning, match="nobody can say whether it is whole"): assert from_zenodo(tmp_path).exists()
+    assert from_zenodo(tmp_path, sha256=SHA).exists()
+    with pytest.raises(InputError, match="not whole"): from_zenodo(tmp_path, sha256="0" * 64)
+    assert asked == []
+    monkeypatch.setenv(name, "0")
+    assert from_zenodo(tmp_path).exists() and asked == ["https://zenodo.org/api/records/4573248"]   # verified, not fetched
+    monkeypatch.setenv(name, "1")
+    assert from_zenodo(tmp_path).exists()
