@@ -242,6 +242,33 @@ def count_interval(
             log_p = log_p + np.log(np.maximum(n - k, 0) / (k + 1) * (k + a) / (np.maximum(n - k - 1, 0) + b))
     return tuple(np.minimum(counts, n.astype(int)))
 
+# %% ../nbs/50_predict.ipynb #5daa0b23
+def _progress(source, store):
+    "A bar over the galaxies that are left to do; a stream does not know how many"
+    left = int((~store.contains(source.ids)).sum()) if hasattr(source, "__len__") else None
+    if left == 0: return None
+    bar = progress_bar(range(left or 0), total=left or "noinfer", leave=False)
+    bar.update(0)
+    return bar
+
+def _finite_rows(ids, table, features, failures):
+    "The rows without NaN and their features; the others go to `failures`"
+    fine = np.isfinite(table.select_dtypes("number").to_numpy()).all(1)
+    failures.extend((ids[i], "what the network answers is not finite (NaN or infinity)") for i in np.flatnonzero(~fine))
+    table = table.assign(id_str=ids)[fine]
+    table.insert(0, "id_str", table.pop("id_str"))
+    return table, None if features is None else features[fine]
+
+def _write(store, waiting, failures):
+    "One shard from what waits, together with the failures so far; nothing waits afterwards"
+    for id_str, reason in failures:
+        if not store.contains([id_str])[0]: store.fail(id_str, reason)
+    if waiting:
+        tables, features = zip(*waiting)
+        features = None if features[0] is None else np.concatenate(features)
+        store.write_shard(pd.concat(tables, ignore_index=True), features)
+    failures.clear(), waiting.clear()
+
 # %% ../nbs/50_predict.ipynb #5a45d0bd
 def over_galaxies(
     source,                  # where pictures come from, a stream, or a `PixelCache`
@@ -270,32 +297,6 @@ def over_galaxies(
         everybody = [*source.ids, *(source.failures["id_str"] if isinstance(source, PixelCache) else [])]
         store.summary = store.finish(everybody)
     return store
-
-def _progress(source, store):
-    "A bar over the galaxies that are left to do; a stream does not know how many"
-    left = int((~store.contains(source.ids)).sum()) if hasattr(source, "__len__") else None
-    if left == 0: return None
-    bar = progress_bar(range(left or 0), total=left or "noinfer", leave=False)
-    bar.update(0)
-    return bar
-
-def _finite_rows(ids, table, features, failures):
-    "The rows without NaN and their features; the others go to `failures`"
-    fine = np.isfinite(table.select_dtypes("number").to_numpy()).all(1)
-    failures.extend((ids[i], "what the network answers is not finite (NaN or infinity)") for i in np.flatnonzero(~fine))
-    table = table.assign(id_str=ids)[fine]
-    table.insert(0, "id_str", table.pop("id_str"))
-    return table, None if features is None else features[fine]
-
-def _write(store, waiting, failures):
-    "One shard from what waits, together with the failures so far; nothing waits afterwards"
-    for id_str, reason in failures:
-        if not store.contains([id_str])[0]: store.fail(id_str, reason)
-    if waiting:
-        tables, features = zip(*waiting)
-        features = None if features[0] is None else np.concatenate(features)
-        store.write_shard(pd.concat(tables, ignore_index=True), features)
-    failures.clear(), waiting.clear()
 
 # %% ../nbs/50_predict.ipynb #461723a2
 def _kept(
