@@ -273,7 +273,7 @@ def _same_version(version: str, wanted: str) -> bool:
     "Whether `version` is `wanted`, or one of its minor versions where only the major one is given"
     return _version(version)[:len(_version(wanted))] == _version(wanted)
 
-# %% ../nbs/07_zooniverse.ipynb #a640cbb1
+# %% ../nbs/07_zooniverse.ipynb #3afe67c5
 def _open(path: Path): return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
 def _header(path, needed: tuple, what: str) -> tuple:   # path, separator, names of the columns
@@ -290,7 +290,8 @@ def _header(path, needed: tuple, what: str) -> tuple:   # path, separator, names
     if text.lstrip().startswith("<"):
         raise InputError(f"{path.name} is a web page, not an export: sign in to Zooniverse, and download it again")
     separator = max(",;\t", key=text.count)
-    names = [name.strip() for name in next(csv.reader([text], delimiter=separator))]
+    try: names = [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=separator))]
+    except csv.Error as e: raise InputError(f"{path.name}: the first line is no line of a CSV ({e})") from e
     missing = [name for name in needed if name not in names]
     if missing:
         raise InputError(f"{path.name} is not a whole {what} export: it has no column {missing[0]!r}"
@@ -679,7 +680,7 @@ def add(self: _Tally, table, lines, bad):
         kept &= times >= self.since
     self.chunks.append((subjects[kept].astype(np.int32), people[kept].astype(np.int32), times[kept], ballots[kept]))
 
-# %% ../nbs/07_zooniverse.ipynb #1e3a7c96
+# %% ../nbs/07_zooniverse.ipynb #e10e26ca
 @patch
 def votes(self: _Tally) -> tuple:   # votes (subjects, answers); classifications of each subject and of each person
     "Votes of all that was read, each person counted once a subject"
@@ -694,7 +695,7 @@ def votes(self: _Tally) -> tuple:   # votes (subjects, answers); classifications
         for pair in ballots[number][1] if times else (): self.unknown[pair] += int(times)
     known = answered[ballot] if len(ballot) else np.zeros(0, bool)
     self.aside["empty"] += int((~known).sum())
-    subject, person, time, ballot = subject[known], person[known], time[known], ballot[known]
+    if not known.all(): subject, person, time, ballot = (part[known] for part in (subject, person, time, ballot))
     dated = time[time < np.iinfo(np.int64).max]
     self.period = (dated.min(), dated.max()) if len(dated) else None
     if (np.diff(time) < 0).any():
@@ -705,14 +706,14 @@ def votes(self: _Tally) -> tuple:   # votes (subjects, answers); classifications
     first = np.unique(person.astype(np.int64) << 32 | subject, return_index=True)[1]
     self.aside["repeats"] += len(subject) - len(first)
     subject, person, ballot = subject[first], person[first], ballot[first]
-    seen = coo_matrix((np.ones(len(subject), np.int64), (subject, ballot)), shape=shape).tocsr()
+    seen = coo_matrix((np.ones(len(subject), np.int32), (subject, ballot)), shape=shape).tocsr()
     ends = np.cumsum([0, *(len(indices) for indices, _ in ballots)])
     indices = np.array([i for indices, _ in ballots for i in indices], np.int64)
     worth = csr_matrix((np.ones(len(indices), np.int64), indices, ends),
                        shape=(len(ballots), len(self.workflow.columns)))
     return (seen @ worth).toarray(), np.bincount(subject, minlength=shape[0]), np.bincount(person)
 
-# %% ../nbs/07_zooniverse.ipynb #dfbb9b0f
+# %% ../nbs/07_zooniverse.ipynb #ad22a4ed
 _ASIDE = {"workflow": "of other workflows", "version": "of other versions", "gold": "made as gold standard",
           "live": "made before the project went live", "since": "made before the date given",
           "empty": "without an answer that counts",
@@ -753,6 +754,7 @@ def _findings(tally: _Tally, per_subject: np.ndarray, per_person: np.ndarray) ->
     return found + [Finding("warning" if note.startswith("votes not used") else "ok", note)
                     for note in tally.workflow.notes]
 
+# %% ../nbs/07_zooniverse.ipynb #0480a22d
 def export_report(
     catalog: pd.DataFrame,   # as the readers of this module give it
 ) -> Report:

@@ -512,6 +512,28 @@ def test_several_workflows(tmp_path):
     assert read_workflow(path, "Cats").id == "10"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_anywhere_is_an_error_for_the_user_or_a_note(tmp_path, decals, seed):
+    rng = np.random.default_rng(seed)
+    whole = write_csv(tmp_path / "c.csv", [row(i, user_id=str(i), subject=str(i % 3)) for i in range(12)]).read_bytes()
+    for _ in range(40):
+        data = bytearray(whole)
+        for at in rng.integers(0, len(whole) - 1, rng.integers(1, 4)).tolist():
+            if rng.random() < .5: data[at:at + int(rng.choice([1, 50, 2000]))] = b""
+            data[at:at] = [b'"', b"\n", b",", b"\x00", b"\xff", b"\r", b"[[", b"null"][rng.integers(8)]
+        (tmp_path / "c.csv").write_bytes(data)
+        try: table = read_classifications(tmp_path / "c.csv", decals, progress=False)
+        except InputError: continue
+        assert table.classifications.sum() <= 12 and "counted" in said(table)
+
+
+def test_the_bar_is_over_bytes_of_plain_and_packed_files(tmp_path, decals, capsys):
+    path = write_csv(tmp_path / "c.csv", [row(i, user_id=str(i)) for i in range(5)])
+    (tmp_path / "c.csv.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for name in ("c.csv", "c.csv.gz"): assert read_classifications(tmp_path / name, decals).classifications[0] == 5
+    assert "classifications/s" in capsys.readouterr().out
+
+
 # --- subjects and reductions
 
 def subject_row(number="1", workflow="6122", count=40, metadata=None,
