@@ -11,7 +11,7 @@ __all__ = ['TAG_FAMILIES', 'BetaBinomial', 'fit_beta_binomial', 'simulate_projec
            'plot_scores', 'score_interest', 'plot_ranking', 'weight_curve', 'percentile_sets', 'read_latents',
            'pca_map', 'umap_map', 'plot_map']
 
-# %% ../nbs/80_consensus.ipynb #4cb031c5
+# %% ../nbs/80_consensus.ipynb #a42d1f71
 import json
 import re
 import unicodedata
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.special import betaincinv, betaln, expit, gammaln, logit, ndtri
+from scipy.special import betaincinv, betaln, digamma, expit, gammaln, logit, ndtri
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
@@ -114,16 +114,22 @@ def _by_moments(k: np.ndarray, n: np.ndarray) -> tuple:
     strength = 1 / rho - 1 if rho > 0 else np.inf
     return m * strength, (1 - m) * strength
 
-# %% ../nbs/80_consensus.ipynb #cfe706e7
+# %% ../nbs/80_consensus.ipynb #2c3bfd3a
 def _by_likelihood(k: np.ndarray, n: np.ndarray) -> tuple:
-    "The most likely a and b; looked for on a log scale, so that both stay positive"
+    "The most likely a and b, looked for as the logit of the mean and the log of the strength a + b: both are free"
     (k, n), times = np.unique(np.stack([k, n]), axis=1, return_counts=True)
-    def surprise(logs):
-        a, b = np.exp(np.clip(logs, -20, 20))
-        return -(times * (betaln(k + a, n - k + b) - betaln(a, b))).sum() / times.sum()
-    mean = (k * times).sum() / (n * times).sum()
-    found = minimize(surprise, np.log([3 * mean, 3 * (1 - mean)]), method="L-BFGS-B", bounds=[(-12, 12)] * 2)
-    return np.exp(found.x)
+    times = times / times.sum()
+    def surprise(x):   # nats a subject, and its slope
+        mean, strength = expit(x[0]), np.exp(x[1])
+        a, b = mean * strength, (1 - mean) * strength
+        value = times @ (betaln(k + a, n - k + b) - betaln(a, b))
+        both = digamma(a + b) - digamma(n + a + b)
+        by_a, by_b = times @ (digamma(k + a) - digamma(a) + both), times @ (digamma(n - k + b) - digamma(b) + both)
+        return -value, -np.array([(by_a - by_b) * a * (1 - mean), by_a * a + by_b * b])
+    start = logit((k @ times) / (n @ times)), np.log(3)
+    found = minimize(surprise, start, jac=True, bounds=[(-14, 14)] * 2, options=dict(ftol=1e-14, gtol=1e-9))
+    mean, strength = expit(found.x[0]), np.exp(found.x[1])
+    return mean * strength, (1 - mean) * strength
 
 _FITS = {"moments": _by_moments, "likelihood": _by_likelihood}
 
@@ -147,7 +153,7 @@ def _simulate_votes(subjects: int, a: float, b: float, repeats: float, rng) -> p
     return pd.DataFrame(dict(subject_id=86_000_000 + np.arange(subjects), count=views, selected_count=picks.astype(int),
                              unique_user_count=users, fraction=fraction))
 
-# %% ../nbs/80_consensus.ipynb #a222859d
+# %% ../nbs/80_consensus.ipynb #22ea9434
 def _simulate_kinds(table: pd.DataFrame, rng) -> pd.DataFrame:
     "A kind for some subjects, the likelier the more people select them; residuals, large for artefacts"
     n, kind = len(table), np.full(len(table), "plain", object)
@@ -171,8 +177,10 @@ def _simulate_talk(table: pd.DataFrame, rng) -> tuple:   # comments, tags: lists
                              discussion_title=f"Subject {subject}", comment_id=number, comment_body=f"Look! #{tag}",
                              comment_focus_id=subject, comment_focus_type="Subject", comment_user_id=who,
                              comment_created_at=when))
+        if rng.random() < .3: continue   # said without a tag
         tags.append(dict(id=number, name=tag, section="project-1", created_at=when, user_id=who, comment_id=number,
                          taggable_id=subject, taggable_type="Subject", project_id=1))
+    if comments: comments.append(comments[-1] | dict(comment_focus_id=None, comment_focus_type=None))   # about the board
     return comments, tags
 
 # %% ../nbs/80_consensus.ipynb #1b033f5c
@@ -418,7 +426,7 @@ TAG_FAMILIES = {  # family: its phrases, normal form; edit freely
     "edge-on": "edge-on edge", "shell": "shell", "irregular": "irregular", "dot": "red-dot green-dot",
     "praise": "interesting weird wonderful weird-wonderful unusual rare beautiful awesome amazing strange"}
 
-# %% ../nbs/80_consensus.ipynb #7d5a0649
+# %% ../nbs/80_consensus.ipynb #e366ab91
 def _phrases(families: dict) -> dict:   # tuple of words: family; the longest first
     "The mapping, read"
     if not families: raise InputError("There are no families: give {family: 'phrases with spaces between'}")
@@ -442,7 +450,7 @@ def _known_words(tag: str, phrases: dict) -> list:
         if word in vocabulary: mended.append(word)
         elif word in joined: mended += joined[word]
         else:
-            near = get_close_matches(word, [w for w in long if w[0] == word[0]], n=1, cutoff=.83)
+            near = get_close_matches(word, [w for w in long if w[0] == word[:1]], n=1, cutoff=.83)
             mended += near if near and len(word) >= 5 else [word]
     return mended
 
@@ -580,7 +588,7 @@ def talk_activity(
     means.insert(0, "subjects", table.size())
     return means
 
-# %% ../nbs/80_consensus.ipynb #25adbe2c
+# %% ../nbs/80_consensus.ipynb #ded1c61c
 def read_scores(
     source,            # path to a table of scores, one row a subject, or a DataFrame
 ) -> pd.DataFrame:     # id_str, picture, every ..._score, volunteer_rating and expert_fraction (0 to 1)
@@ -614,7 +622,7 @@ def _number(column: pd.Series, name: str) -> pd.Series:
     numbers = pd.to_numeric(column, errors="coerce")
     wrong = (numbers.isna() & column.notna()) | np.isinf(numbers)
     if wrong.any():
-        raise InputError(f"Column {name!r} holds {column[wrong.idxmax()]!r} in row {wrong.argmax()}, which is no number")
+        raise InputError(f"Column {name!r}: {str(column.iloc[wrong.argmax()])!r} in row {wrong.argmax()} is no finite number")
     return numbers.astype(float)
 
 # %% ../nbs/80_consensus.ipynb #9c4a36cd
@@ -777,7 +785,7 @@ def percentile_sets(
     shuffled = out.dropna(subset=["band"]).sample(frac=1, random_state=seed)
     return shuffled.groupby("band", observed=True).head(size).sort_values([score, "id_str"], ignore_index=True)
 
-# %% ../nbs/80_consensus.ipynb #ee900faf
+# %% ../nbs/80_consensus.ipynb #bcbbb5b4
 def read_latents(
     path,              # .npy, (subjects, latents), rows in the order of the scores
     rows: int = None,  # how many subjects there should be
@@ -788,7 +796,7 @@ def read_latents(
     _refuse_page(path)
     try: latents = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as e:
-        raise InputError(f"{path.name} is no plain .npy array of numbers: {e}. np.save(path, array) writes one") from None
+        raise InputError(f"{path.name} is no plain .npy array of numbers: {e}. np.save(path, x) writes one") from None
     if not isinstance(latents, np.ndarray):
         raise InputError(f"{path.name} holds several arrays (.npz): save the latents alone, as .npy")
     if rows is not None and len(latents) != rows:
