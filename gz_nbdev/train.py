@@ -47,7 +47,7 @@ from .models import GalaxyModel, Weights, create_encoder, load_weights, save_wei
 
 # %% ../nbs/40_train.ipynb #cfb290d1
 class FractionError:
-    "Mean absolute error of expected vote fractions against the volunteers', over questions that `min_asked` or more answered"
+    "Mean absolute error of expected vote fractions, over questions that `min_asked` or more volunteers answered"
     def __init__(self,
                  schema: Schema,      # the decision tree
                  min_asked: int = 5,  # fewer answers make a fraction that is mostly noise
@@ -61,7 +61,7 @@ class FractionError:
         keep = asked >= self.min_asked
         return (fractions - votes / asked.clamp(min=1))[keep].abs().mean()
 
-# %% ../nbs/40_train.ipynb #b8d81555
+# %% ../nbs/40_train.ipynb #12b614ca
 class EpochLog(Callback):
     "A row for each epoch with the loss of every question, and the weights of the best epoch"
     order = 55  # after fastai's Recorder, before averaged weights are taken out again
@@ -80,7 +80,8 @@ class EpochLog(Callback):
     def after_validate(self):
         names = [name for name in self.recorder.metric_names if name not in ("epoch", "time")]
         questions = [f"{q.name}_loss" for q in self.loss_func.schema.questions]
-        self.rows.append(dict(zip(names, self.recorder.log[1:])) | dict(zip(questions, (self.parts / self.galaxies).tolist())))
+        parts = (self.parts / self.galaxies).tolist()
+        self.rows.append(dict(zip(names, self.recorder.log[1:])) | dict(zip(questions, parts)))
         if self.best is not None and not self.rows[-1]["valid_loss"] < self.rows[self.best]["valid_loss"]: return
         self.best = len(self.rows) - 1
         self.best_state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
@@ -109,7 +110,8 @@ class StopOnNaN(Callback):
     def after_loss(self):
         if torch.isfinite(self.loss): return
         self.model.load_state_dict(self.sound)
-        self.reason = f"the loss was {self.loss.item()} in epoch {self.epoch}: a learning rate that is too high, or a broken input"
+        self.reason = (f"the loss was {self.loss.item()} in epoch {self.epoch}: a learning rate that is too high, or a "
+                       "broken input")
         print(f"Training stopped: {self.reason}. The weights of the last finished epoch are put back.")
         raise CancelFitException
 
@@ -139,7 +141,7 @@ def layer_rates(
     "Learning rates that rise towards the head (Howard & Ruder 2018)"
     return [lr * layer_decay ** (groups - 1 - i) for i in range(groups)]
 
-# %% ../nbs/40_train.ipynb #6a8abf7d
+# %% ../nbs/40_train.ipynb #0466a08b
 def _freeze(
     model: GalaxyModel,
     freeze,              # "encoder", or the number of the first groups
@@ -148,11 +150,11 @@ def _freeze(
     groups = layer_groups(model)
     count = len(groups) - 1 if freeze == "encoder" else freeze
     if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < len(groups):
-        raise InputError(f"freeze={freeze!r}: this network has {len(groups)} groups of layers, the head among them. Freeze "
-                         f"1 to {len(groups) - 1} of them, or \"encoder\" for all but the head")
+        raise InputError(f"freeze={freeze!r}: this network has {len(groups)} groups of layers, the head among them. "
+                         f"Freeze 1 to {len(groups) - 1} of them, or \"encoder\" for all but the head")
     for parameter in itertools.chain(*groups[:count]): parameter.requires_grad_(False)
 
-# %% ../nbs/40_train.ipynb #a1b94b31
+# %% ../nbs/40_train.ipynb #1506a9b9
 class Precision(MixedPrecision):
     "The network in bf16 or fp16 on any device; its output, and so the loss, in float32"
     def __init__(self,
@@ -161,8 +163,8 @@ class Precision(MixedPrecision):
         super().__init__(precision)
         self.dtype, self.autocast = dict(bf16=torch.bfloat16, fp16=torch.float16)[precision], None
     def before_fit(self):
-        self.learn.scaler = torch.amp.GradScaler(torch.device(self.dls.device).type, enabled=self.dtype == torch.float16)
-        self.scales = []
+        kind = torch.device(self.dls.device).type
+        self.learn.scaler, self.scales = torch.amp.GradScaler(kind, enabled=self.dtype == torch.float16), []
     def before_batch(self):
         self.autocast = torch.autocast(torch.device(self.dls.device).type, self.dtype)
         self.autocast.__enter__()
@@ -197,7 +199,7 @@ class AverageWeights(Callback):
     def after_fit(self): self.end()
     def end(self): self.average = None
 
-# %% ../nbs/40_train.ipynb #d818fe50
+# %% ../nbs/40_train.ipynb #b238fac1
 def _new_model(dls, encoder, dropout, seed) -> GalaxyModel:
     "A network whose first answer is the average galaxy"
     if Path(encoder).is_file(): load_weights(encoder)  # says why a file is not read
@@ -213,8 +215,9 @@ def _fits(dls, model) -> GalaxyModel:
     schema = dls.schema
     if isinstance(model, Weights):
         if model.schema is None or list(model.schema.columns) != list(schema.columns):
-            raise InputError(f"the weights answer {model.schema.name if model.schema else 'no'!r} questions, the galaxies have votes "
-                             f"for {schema.name!r}: give the folder as encoder=, and a new head is made")
+            theirs = model.schema.name if model.schema else "no"
+            raise InputError(f"the weights answer {theirs!r} questions, the galaxies have votes for {schema.name!r}: "
+                             "give the folder as encoder=, and a new head is made")
         if model.view != dls.view:
             raise InputError(f"the weights were trained on {model.view}, and these galaxies come as {dls.view}: make "
                              "the DataLoaders with view=weights.view")
@@ -227,10 +230,12 @@ def _fits(dls, model) -> GalaxyModel:
 # %% ../nbs/40_train.ipynb #7218b90e
 def _extras(precision, average, freeze, device) -> list:
     "The callbacks that were asked for"
-    if precision not in (None, "bf16", "fp16"): raise InputError(f"precision={precision!r}: \"bf16\", \"fp16\" or None for float32")
+    if precision not in (None, "bf16", "fp16"):
+        raise InputError(f"precision={precision!r}: \"bf16\", \"fp16\" or None for float32")
     if precision == "fp16" and device.type != "cuda":
         raise InputError(f"fp16 needs a GPU, and this is {device.type}: take precision=\"bf16\" here")
-    if average is not None and not 0 < average < 1: raise InputError(f"average={average!r}: a share between 0 and 1, such as .999")
+    if average is not None and not 0 < average < 1:
+        raise InputError(f"average={average!r}: a share between 0 and 1, such as .999")
     cbs = []
     if precision: cbs.append(Precision(precision))
     if average: cbs.append(AverageWeights(average))
@@ -250,15 +255,17 @@ def galaxy_learner(
     **kwargs,                             # for fastai's `Learner`
 ) -> Learner:                             # train it with `fit_for`, or any way fastai knows
     "A fastai Learner that trains an encoder and a head on the votes of `dls`"
-    if dls.schema is None: raise InputError("these DataLoaders hold a label, not votes: make them with galaxy_dls(..., schema=...)")
+    if dls.schema is None:
+        raise InputError("these DataLoaders hold a label, not votes: make them with galaxy_dls(..., schema=...)")
     extras = _extras(precision, average, freeze, torch.device(dls.device))
     model = _fits(dls, _new_model(dls, encoder, dropout, seed) if model is None else model)
     model = model.to(device=dls.device, memory_format=torch.channels_last)
     if freeze: _freeze(model, freeze)
     loss = DirichletMultinomialLoss(dls.schema).to(dls.device)
-    learn = Learner(dls, model, loss_func=loss, opt_func=Adam, splitter=layer_groups, metrics=FractionError(dls.schema), **kwargs)
-    learn.recipe = dict(encoder=str(encoder), dropout=model.head[0].p, layer_decay=layer_decay, freeze=freeze, precision=precision,
-                        average=average, start=_hash(model.state_dict().values()))
+    learn = Learner(dls, model, loss_func=loss, opt_func=Adam, splitter=layer_groups,
+                    metrics=FractionError(dls.schema), **kwargs)
+    learn.recipe = dict(encoder=str(encoder), dropout=model.head[0].p, layer_decay=layer_decay, freeze=freeze,
+                        precision=precision, average=average, start=_hash(model.state_dict().values()))
     return learn.add_cbs([StopOnNaN(), GradientClip(_CLIP), *extras])
 
 # %% ../nbs/40_train.ipynb #18ba58f8
@@ -277,22 +284,26 @@ def seconds_per_epoch(
         before = time.perf_counter()
     return float(np.median(spent[2:])) * len(learn.dls.train) * 1.1  # a tenth for the optimiser and validation
 
-# %% ../nbs/40_train.ipynb #2a95da5c
+# %% ../nbs/40_train.ipynb #ae765413
 def _data_settings(dls) -> dict:
     "What the galaxies, their votes and their pictures are, in short"
     sides, train = (dls.train_ds, dls.valid_ds), dls.train
     sample = np.linspace(0, len(dls.train_ds) - 1, 32).astype(int).tolist()
-    votes = hashlib.sha256("\0".join(i for side in sides for i in side.ids).encode() + _hash(side.targets for side in sides).encode())
-    augment = [[f.zoom, f.shift, None if f.swap is None else f.swap.tolist()] for f in train.after_batch.fs if isinstance(f, Augment)]
-    return dict(galaxies=f"{len(sides[0])} + {len(sides[1])}", votes=votes.hexdigest()[:16], pictures=_hash([dls.train_ds.batch(sample)[0]]),
+    ids = "\0".join(i for side in sides for i in side.ids)
+    votes = hashlib.sha256(ids.encode() + _hash(side.targets for side in sides).encode()).hexdigest()[:16]
+    augment = [[f.zoom, f.shift, None if f.swap is None else f.swap.tolist()]
+               for f in train.after_batch.fs if isinstance(f, Augment)]
+    pictures = _hash([dls.train_ds.batch(sample)[0]])
+    return dict(galaxies=f"{len(sides[0])} + {len(sides[1])}", votes=votes, pictures=pictures,
                 schema=[dls.schema.name, *dls.schema.columns], batch_size=train.bs, augment=augment) | {
                 f"view {k}": v for k, v in dls.view.to_dict().items()}
 
 def _settings(learn, minutes, epochs, lr, seed, patience) -> dict:
     "All that the final weights depend on"
-    return dict(minutes=minutes, epochs=epochs, lr=lr, seed=seed, patience=patience, **_data_settings(learn.dls), **getattr(learn, "recipe", {}))
+    plan = dict(minutes=minutes, epochs=epochs, lr=lr, seed=seed, patience=patience)
+    return plan | _data_settings(learn.dls) | getattr(learn, "recipe", {})
 
-# %% ../nbs/40_train.ipynb #0fd138f6
+# %% ../nbs/40_train.ipynb #49a551ec
 def _agreed(
     file: Path,       # of an earlier call, or to be written
     learn: Learner,
@@ -301,12 +312,14 @@ def _agreed(
     "Settings that are on disk: those of an earlier call if it asked for the same, else these"
     if file.is_file():
         try: found = json.loads(file.read_text("utf-8"))
-        except ValueError: raise InputError(f"{file} cannot be read: choose another folder, or delete this one") from None
+        except ValueError:
+            raise InputError(f"{file} cannot be read: choose another folder, or delete this one") from None
         loose = ["minutes"] if settings["minutes"] is None else ["epochs"]  # the one follows from the other
         differ = [k for k in settings if k not in loose and json.dumps(found.get(k)) != json.dumps(settings[k])]
         differ = [k for k in differ if k not in ("pictures", "start")] or differ  # these two often follow from another
         told = "; ".join(f"{k} was {_short(found.get(k))}, now is {_short(settings[k])}" for k in differ)
-        if differ: raise InputError(f"{file.parent} holds another run: {told}. Choose another folder, or delete this one")
+        if differ:
+            raise InputError(f"{file.parent} holds another run: {told}. Choose another folder, or delete this one")
         return found
     if settings["epochs"] is None: settings["epochs"] = _epochs_in(settings["minutes"], learn)
     atomic_write(file, json.dumps(settings, indent=1))
@@ -335,7 +348,7 @@ class Checkpoint(Callback):
         self.folder, self.settings, self.asked = folder, settings, asked
         self.spent, self.batches, self.rng, self.failed, self.cost = 0., 0, None, None, 0.
 
-# %% ../nbs/40_train.ipynb #91b35e27
+# %% ../nbs/40_train.ipynb #5df2b52c
 def _moments(learn) -> tuple:   # tensors by name, numbers by name
     "State of the optimiser, under the names of the parameters"
     tensors, numbers = {}, {}
@@ -351,13 +364,16 @@ def _put_moments(learn, tensors, numbers) -> None:
     for name, parameter in learn.model.named_parameters():
         state = learn.opt.state[parameter]
         for key in ("grad_avg", "sqr_avg"):
-            if (value := tensors.get(f"optimizer.{key}.{name}")) is not None: state[key] = torch.empty_like(parameter).copy_(value)
+            value = tensors.get(f"optimizer.{key}.{name}")
+            if value is not None: state[key] = torch.empty_like(parameter).copy_(value)
         if f"step.{name}" in numbers: state["step"] = numbers[f"step.{name}"]
 
-# %% ../nbs/40_train.ipynb #ec6895e9
+# %% ../nbs/40_train.ipynb #1bd9b8cd
 def _rng(device) -> dict:
     "The states of torch's random numbers"
-    return {"rng.cpu": torch.get_rng_state()} | ({"rng.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+    states = {"rng.cpu": torch.get_rng_state()}
+    if device.type == "cuda": states["rng.cuda"] = torch.cuda.get_rng_state(device)
+    return states
 
 def _put_rng(states, device) -> None:
     "`_rng`, backwards"
@@ -371,11 +387,12 @@ def _state(self: Checkpoint, batches: int) -> tuple:   # tensors by name, the re
     tensors, numbers = _moments(learn)
     groups = dict(model=learn.model.state_dict(), best=log.best_state or {})
     if hasattr(learn, "average_weights"): groups["average"] = learn.average_weights.average.module.state_dict()
-    tensors |= {f"{group}.{k}": v for group, state in groups.items() for k, v in state.items()} | _rng(torch.device(learn.dls.device))
+    tensors |= {f"{group}.{k}": v for group, state in groups.items() for k, v in state.items()}
+    tensors |= _rng(torch.device(learn.dls.device))
     smooth = learn.recorder.smooth_loss
-    rest = dict(settings=self.settings, batches=batches, step=learn.train_iter, position=learn.pct_train, numbers=numbers,
-                smooth=[smooth.count, float(smooth.val)], rows=log.rows, best=log.best, seconds=self.seconds,
-                scaler=learn.scaler.state_dict() if hasattr(learn, "scaler") and learn.scaler is not None else None)
+    rest = dict(settings=self.settings, batches=batches, step=learn.train_iter, position=learn.pct_train,
+                numbers=numbers, smooth=[smooth.count, float(smooth.val)], rows=log.rows, best=log.best,
+                seconds=self.seconds, scaler=learn.scaler.state_dict() if hasattr(learn, "precision") else None)
     return tensors, rest
 
 @patch(as_prop=True)
@@ -432,7 +449,7 @@ def newest(self: Checkpoint):   # tensors and the rest, or None
         if tensors is not None: return tensors, rest
         print(f"{file} {rest}: passed over")
 
-# %% ../nbs/40_train.ipynb #f4418568
+# %% ../nbs/40_train.ipynb #d8fae301
 @patch
 def before_fit(self: Checkpoint):
     "Put everything back"
@@ -444,7 +461,8 @@ def before_fit(self: Checkpoint):
     def part(group): return {k[len(group) + 1:]: v for k, v in tensors.items() if k.startswith(group + ".")}
     learn.model.load_state_dict(part("model"))
     _put_moments(learn, tensors, rest["numbers"])
-    learn.train_iter, self.batches, self.position, self.spent = rest["step"], rest["batches"], rest["position"], rest["seconds"]
+    learn.train_iter, self.position = rest["step"], rest["position"]
+    self.batches, self.spent = rest["batches"], rest["seconds"]
     smooth = learn.recorder.smooth_loss
     smooth.count, smooth.val = rest["smooth"][0], torch.tensor(rest["smooth"][1])
     log = learn.epoch_log
@@ -452,11 +470,12 @@ def before_fit(self: Checkpoint):
     if hasattr(learn, "average_weights"): learn.average_weights.average.module.load_state_dict(part("average"))
     if rest["scaler"]: learn.scaler.load_state_dict(rest["scaler"])
     self.rng = {k: v for k, v in tensors.items() if k.startswith("rng.")}
-    if len(log.rows) < learn.n_epoch: print(f"Going on after step {rest['step']:,}: epoch {len(log.rows)}, batch {self.batches}")
+    if len(log.rows) < learn.n_epoch:
+        print(f"Going on after step {rest['step']:,}: epoch {len(log.rows)}, batch {self.batches}")
 
-# %% ../nbs/40_train.ipynb #a4319653
+# %% ../nbs/40_train.ipynb #dc8bbf80
 def _skip(dl: GalaxyDL, batches: int) -> None:
-    "Let the next pass of `dl` begin after so many batches: their galaxies are not touched, only their random turns are drawn"
+    "Let the next pass of `dl` begin after so many batches, whose random turns are drawn and nothing else"
     def rest():
         del dl.get_idxs
         for f in dl.after_batch.fs:
@@ -519,7 +538,7 @@ def _stop_signals():
     finally:
         for s, handler in before.items(): signal.signal(s, handler or signal.SIG_DFL)
 
-# %% ../nbs/40_train.ipynb #d86de343
+# %% ../nbs/40_train.ipynb #1cf32b8f
 @contextmanager
 def _run_folder(out):
     "The folder of a run, for this process alone"
@@ -528,23 +547,26 @@ def _run_folder(out):
     try:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except Timeout: raise InputError(f"another process is training in {out}: wait for it, or choose another folder") from None
-    except OSError as error: raise InputError(f"cannot write to the folder {str(out)!r} ({error.strerror}): choose another") from None
+    except Timeout:
+        raise InputError(f"another process is training in {out}: wait for it, or choose another folder") from None
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {str(out)!r} ({error.strerror}): choose another") from None
     try: yield out
     finally: lock.release()
 
-# %% ../nbs/40_train.ipynb #1a6c8c10
+# %% ../nbs/40_train.ipynb #3327b72c
 def _train(learn: Learner, epochs, lr, seed, log: EpochLog, cbs) -> None:
     "One cycle, from the epoch on that `log` has not seen"
     def epochs_left():
         for learn.epoch in range(len(log.rows), learn.n_epoch):
             if log.waited_enough: return
-            learn.dls.train.seed, learn.dls.train.epoch = seed, learn.epoch  # order and augmentation of an epoch depend on these alone
+            learn.dls.train.seed, learn.dls.train.epoch = seed, learn.epoch  # all that order and turns depend on
             learn._with_events(learn._do_epoch, "epoch", CancelEpochException)
     decay = getattr(learn, "recipe", {}).get("layer_decay")
+    rates = layer_rates(lr, len(learn.splitter(learn.model)), decay) if decay else lr
     set_seed(seed)
     learn._do_fit = epochs_left
-    try: learn.fit_one_cycle(epochs, layer_rates(lr, len(learn.splitter(learn.model)), decay) if decay else lr, wd=.05, cbs=[log, *cbs])
+    try: learn.fit_one_cycle(epochs, rates, wd=.05, cbs=[log, *cbs])
     finally:
         del learn._do_fit
         for cb in learn.cbs:
@@ -560,10 +582,12 @@ def fit_for(
     seed: int = 0,                 # of shuffling, augmentation and dropout
     out=None,                      # folder for history, checkpoints and the best weights; what is there is gone on with
     patience: int | None = None,   # stop after so many epochs without a better validation loss
-) -> dict:                         # epochs, seconds, lr, seed: what is needed to do it again; stopped; best_epoch; history: losses by epoch
-    "Train on one cycle of learning rates (Smith 2018), for so many minutes or epochs; the weights of the best epoch are kept"
-    if (minutes is None) == (epochs is None): raise InputError("say either how many minutes or how many epochs to train, not both")
-    if epochs is not None and (epochs < 1 or epochs != int(epochs)): raise InputError(f"{epochs} epochs: a whole number from 1 on")
+) -> dict:                         # epochs, seconds, lr, seed: to do it again; stopped; best_epoch; history by epoch
+    "Train on one cycle of learning rates (Smith 2018), for so many minutes or epochs, and keep the best epoch"
+    if (minutes is None) == (epochs is None):
+        raise InputError("say either how many minutes or how many epochs to train, not both")
+    if epochs is not None and (epochs < 1 or epochs != int(epochs)):
+        raise InputError(f"{epochs} epochs: a whole number from 1 on")
     for name, value in (("minutes", minutes), ("lr", lr), ("patience", patience)):
         if value is not None and not value > 0: raise InputError(f"{name}={value}: a number above 0")
     log, began = EpochLog(patience), time.perf_counter()
@@ -573,24 +597,29 @@ def fit_for(
         _train(learn, epochs, lr, seed, log, [])
         seconds = time.perf_counter() - began
     else: epochs, seconds = _train_in(out, learn, _settings(learn, minutes, epochs, lr, seed, patience), log)
-    return dict(epochs=epochs, seconds=seconds, lr=lr, seed=seed, stopped=learn.stop_on_na_n.reason, best_epoch=log.best, history=log.table)
+    return dict(epochs=epochs, seconds=seconds, lr=lr, seed=seed, stopped=learn.stop_on_na_n.reason,
+                best_epoch=log.best, history=log.table)
 
 def _train_in(out, learn, settings, log: EpochLog) -> tuple:   # epochs, seconds
     "`_train` with everything on disk"
-    if not isinstance(learn.dls.train, GalaxyDL): raise InputError("only DataLoaders from galaxy_dls can be gone on with: leave out `out`")
+    if not isinstance(learn.dls.train, GalaxyDL):
+        raise InputError("only DataLoaders from galaxy_dls can be gone on with: leave out `out`")
     with _run_folder(out) as out, _stop_signals() as asked:
         settings = _agreed(out / "training.json", learn, settings)
         keeper = Checkpoint(out / "checkpoints", settings, asked)
         _train(learn, settings["epochs"], settings["lr"], settings["seed"], log, [keeper])
-        if keeper.failed: raise InputError(f"{keeper.failed}. Training stopped at step {learn.train_iter:,}; the same call goes on "
-                                           "from the last checkpoint") from None
-        if asked and len(log.rows) < settings["epochs"]: raise KeyboardInterrupt if asked[0] == signal.SIGINT else SystemExit(143)
+        if keeper.failed:
+            raise InputError(f"{keeper.failed}. Training stopped at step {learn.train_iter:,}; the same call goes on "
+                             "from the last checkpoint") from None
+        if asked and len(log.rows) < settings["epochs"]:
+            raise KeyboardInterrupt if asked[0] == signal.SIGINT else SystemExit(143)
         if log.best is not None:
             atomic_write(out / "history.csv", log.table.to_csv())
-            atomic_write(out / "best.safetensors", save({k: v.cpu().contiguous() for k, v in log.best_state.items()}, {"epoch": str(log.best)}))
+            best = {k: v.cpu().contiguous() for k, v in log.best_state.items()}
+            atomic_write(out / "best.safetensors", save(best, {"epoch": str(log.best)}))
     return settings["epochs"], keeper.seconds
 
-# %% ../nbs/40_train.ipynb #3b046d42
+# %% ../nbs/40_train.ipynb #cf0e7547
 class _Dashboard(Callback):
     "What an epoch gave, sent to where people watch"
     order = 56  # after `EpochLog`
@@ -618,16 +647,18 @@ class WandbLog(_Dashboard):
                  ):
         super().__init__()
         try: import wandb
-        except ImportError: raise InputError("Weights & Biases needs the extra `log`: pip install 'gz_nbdev[log]'") from None
+        except ImportError:
+            raise InputError("Weights & Biases needs the extra `log`: pip install 'gz_nbdev[log]'") from None
         self.wandb_run = wandb.init(project=project, **settings)
     def send(self, row, step): self.wandb_run.log(row, step=step)
 
-# %% ../nbs/40_train.ipynb #c48c7afd
+# %% ../nbs/40_train.ipynb #304e0d0f
 def machine_name(
     device,    # torch device
 ) -> str:
     "The device in words"
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+    if device.type == "cuda": return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
 
 def save_learner(
     learn: Learner,    # from `galaxy_learner`
@@ -637,14 +668,14 @@ def save_learner(
 ) -> Path:             # the folder
     "The network of a learner as a weights folder, with what it was trained on and how good it became"
     best = done["history"].iloc[done["best_epoch"]]
-    metrics = {k: done[k] for k in ("epochs", "seconds", "lr", "seed")} | best[[k for k in best.index if not k.endswith("_loss")]].to_dict()
-    metrics |= best[["train_loss", "valid_loss"]].to_dict()
+    metrics = {k: done[k] for k in ("epochs", "seconds", "lr", "seed")}
+    metrics |= best[["train_loss", "valid_loss", "fraction_error"]].to_dict()
     device = torch.device(learn.dls.device)
-    told = (f"Trained on the votes of {len(learn.dls.train_ds):,} galaxies ({learn.dls.schema.name}), {done['epochs']} epochs, "
-            f"{done['seconds']:.0f} s on {machine_name(device)}.")
+    told = (f"Trained on the votes of {len(learn.dls.train_ds):,} galaxies ({learn.dls.schema.name}), "
+            f"{done['epochs']} epochs, {done['seconds']:.0f} s on {machine_name(device)}.")
     return save_weights(learn.model, folder, learn.dls.view, learn.dls.schema, metrics, f"{told} {about}".strip())
 
-# %% ../nbs/40_train.ipynb #dd4e2aba
+# %% ../nbs/40_train.ipynb #0ce20391
 def train_votes(
     catalog: pd.DataFrame,               # `id_str`, votes, and if it has them `split` or `is_valid`
     source,                              # of the pictures
@@ -654,7 +685,7 @@ def train_votes(
     encoder: str = "gz-sim-small",       # what `create_encoder` takes
     minutes: float | None = None,        # time to spend, turned into epochs
     epochs: int | None = None,           # or the number of epochs itself
-    lr: float | None = None,             # highest learning rate; None = 2e-3, or 5e-4 for an encoder that knows galaxies
+    lr: float | None = None,             # highest; None = 2e-3, or 5e-4 for an encoder that knows galaxies
     seed: int = 0,                       # of split, new weights, order, augmentation and dropout
     bs: int = 32,                        # galaxies a step
     patience: int | None = None,         # stop after so many epochs without a better validation loss
@@ -666,8 +697,8 @@ def train_votes(
     "Weights trained on the votes of a catalog; what is in `out` is gone on with"
     experienced = encoder in shipped_weights() or Path(encoder).is_dir()
     view = view or (load_weights(encoder).view if experienced else View())
-    dls = galaxy_dls(catalog, load_pixels(source, view, Path(out) / "cache", progress=progress), schema=schema, view=view, bs=bs,
-                     seed=seed, device=device)
+    pixels = load_pixels(source, view, Path(out) / "cache", progress=progress)
+    dls = galaxy_dls(catalog, pixels, schema=schema, view=view, bs=bs, seed=seed, device=device)
     learn = galaxy_learner(dls, encoder=encoder, seed=seed, **kwargs)
     lr = lr or (5e-4 if experienced else 2e-3)
     if progress: done = fit_for(learn, minutes, epochs, lr, seed, out, patience)

@@ -1,4 +1,4 @@
-"Runs that are killed, damaged or misused, and the levers of training: what `gz_nbdev.train` promises beyond its notebook"
+"Runs that are killed, damaged or misused, and the levers: what `gz_nbdev.train` promises beyond its notebook"
 import json
 import multiprocessing
 import os
@@ -37,7 +37,8 @@ def galaxies(n=64, schema=RINGS, seed=0):
     catalog = pd.DataFrame({"id_str": [f"g{i}" for i in range(n)]})
     for question in schema.questions:
         first = rng.binomial(20, bright)
-        for k, column in enumerate(question.columns): catalog[column] = first if k == 0 else (20 - first if k == 1 else 0)
+        catalog[question.columns] = 0
+        catalog[question.columns[0]], catalog[question.columns[1]] = first, 20 - first
     return catalog, torch.tensor(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -174,7 +175,8 @@ def test_killed_while_a_checkpoint_is_written(child, undisturbed, tmp_path, writ
 
 
 @pytest.mark.xdist_group("train_kill")
-@pytest.mark.parametrize("number, code, validating", [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize("number, code, validating", [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)],
+                         ids=["ctrl-c", "sigterm"])
 def test_asked_to_stop(child, undisturbed, tmp_path, number, code, validating):
     assert child(tmp_path, kill=(6, number, validating)) == code
     tensors, rest = read_checkpoint(train._checkpoints(tmp_path / "checkpoints")[0])
