@@ -55,6 +55,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from plum import dispatch
 from torch import Tensor
 
+# %% ../nbs/20_data.ipynb #b296574d
 from .catalog import ID_NAMES, Finding, Report, read_catalog, split_catalog
 from .schema import PALETTE, InputError, Schema, get_schema, near_names
 from .simulate import compose_decals
@@ -948,7 +949,7 @@ def galaxy_dls(
     flip_pairs=(),               # pairs of answers or classes that a mirror exchanges
     cache_dir=None,              # of the pixels, as in `load_pixels`
     progress: bool = True,
-) -> DataLoaders:                # with .view, .schema or .vocab, .c (how many outputs), .failures (id_str, reason), .card
+) -> DataLoaders:                # with .view, .schema or .vocab, .c (how many outputs), .failures and .card
     "Galaxies with their votes or a label, joined by id, for a fastai `Learner`"
     _need_columns(catalog, ["id_str"], "The catalog")
     _text_ids(catalog["id_str"], "The catalog")
@@ -1143,8 +1144,9 @@ def _id_column(columns: dict, wanted: str | None) -> str:
     "The column that names the galaxies of a data set"
     known = [c for name in ID_NAMES for c in columns if c.lower() == name] if wanted is None else [wanted]
     if not known or known[0] not in columns:
-        raise InputError(f"No column {wanted or 'id_str'!r} names the galaxies: {near_names(wanted or 'id_str', columns)} "
-                         "Give id_column=; where there is none, dataset.add_column('id_str', names)")
+        near = near_names(wanted or "id_str", columns)
+        raise InputError(f"No column {wanted or 'id_str'!r} names the galaxies: {near} Give id_column=; where there is "
+                         "none, dataset.add_column('id_str', names)")
     return known[0]
 
 def _has_pictures(feature) -> bool:
@@ -1297,7 +1299,8 @@ def _warn_if_decoded(stream):
              "stream.cast_column('image', datasets.Image(decode=False)).filter(...)", stacklevel=3)
 
 @patch
-def _about(self: _HubData) -> list: return [self.image, *(self.card[k] for k in ("name", "config", "split", "revision"))]
+def _about(self: _HubData) -> list:
+    return [self.image, *(self.card[key] for key in ("name", "config", "split", "revision"))]
 
 @patch
 def fingerprint(self: HubImages) -> str:
@@ -1361,7 +1364,8 @@ def _read_card(text: str, where: str) -> tuple[dict, dict]:   # for `HubImages`;
     data = card.data.to_dict()
     licence = data.get("license") or "not stated"
     if isinstance(licence, list): licence = ", ".join(map(str, licence))
-    return dict(licence=str(licence), title=str(data.get("pretty_name") or ""), conditions=_conditions(card.text, data)), data
+    title, conditions = str(data.get("pretty_name") or ""), _conditions(card.text, data)
+    return dict(licence=str(licence), title=title, conditions=conditions), data
 
 def _split_files(folder: Path, data: dict, config: str | None, split: str) -> list:
     "The parquet files of one split, as the card names them"
@@ -1371,9 +1375,9 @@ def _split_files(folder: Path, data: dict, config: str | None, split: str) -> li
     chosen = configs.get(config or "default", next(iter(configs.values()), {}))
     paths = chosen.get("data_files") or [dict(split=split, path=[f"data/{split}-*", f"{split}-*", f"{split}.parquet"])]
     paths = [dict(split="train", path=paths)] if isinstance(paths, str) else paths
-    splits = {str(row["split"]): row["path"] for row in paths if isinstance(row, dict) and {"split", "path"} <= set(row)}
+    splits = {str(row.get("split")): row.get("path") or [] for row in paths if isinstance(row, dict)}
     if split not in splits: raise InputError(f"{folder} has no split {split!r}: {near_names(split, splits)}")
-    patterns = [splits[split]] if isinstance(splits[split], str) else splits[split]
+    patterns = [splits[split]] if isinstance(splits[split], str) else list(map(str, splits[split]))
     for pattern in patterns:
         if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
             raise InputError(f"The card of {folder} names files outside it: {pattern!r}")
@@ -1421,18 +1425,19 @@ def _from_hub(name: str, revision, split: str, config, streaming: bool, cache):
     from huggingface_hub import HfApi
     revision = HfApi().dataset_info(name, revision=revision, timeout=20).sha
     said = _hub_card(name, revision, only_here=False)
-    dataset = _datasets().load_dataset(name, config, split=split, revision=revision, streaming=streaming, cache_dir=cache)
+    dataset = _datasets().load_dataset(name, config, split=split, revision=revision, streaming=streaming,
+                                       cache_dir=cache)
     return dataset, {**said, "revision": revision}
 
 # %% ../nbs/20_data.ipynb #475dde01
 def _refuse_name(name: str, revision):
     "`InputError` for a name that is no name on the hub, and a revision that is none"
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) or ".." in name:
-        raise InputError(f"{name!r} is no name of a hub data set (owner/name), and no folder that is here: give a folder "
-                         "as pathlib.Path, and not by '..', a drive or a host")
+        raise InputError(f"{name!r} is no name of a hub data set (owner/name), and no folder that is here: give a "
+                         "folder as pathlib.Path, and not by '..', a drive or a host")
     if revision is not None and not re.fullmatch("[0-9a-f]{40}", revision):
-        raise InputError(f"revision={revision!r}: a revision that cannot change has 40 hexadecimal digits (the hub shows "
-                         "them under 'Files and versions'); None takes the newest, and says which that is")
+        raise InputError(f"revision={revision!r}: a revision that cannot change has 40 hexadecimal digits (the hub "
+                         "shows them under 'Files and versions'); None takes the newest, and says which that is")
 
 _GONE = ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "DatasetNotFoundError")
 
@@ -1444,10 +1449,12 @@ def _hub_problem(error: Exception, name: str, revision) -> str:
     if kind == "RevisionNotFoundError": return f"{name} has no revision {revision}: {page} shows those that it has"
     if kind in _GONE: return f"There is no data set {name} on the hub, or it is private: look at {page}"
     if isinstance(error, (ValueError, KeyError)): return f"{name} cannot be loaded: {_brief(error)}"
-    return (f"{name} is not on this machine, and the hub cannot be reached ({_brief(error)}). Where there is a "
-            f"network, run `hf download {name} --repo-type dataset --local-dir {name.split('/')[-1]}`; copy that folder "
-            f"here, and give it: load_hub(pathlib.Path({name.split('/')[-1]!r}))")
+    short = name.split("/")[-1]
+    return (f"{name} is not on this machine, and the hub cannot be reached ({_brief(error)}). Where there is a network, "
+            f"run `hf download {name} --repo-type dataset --local-dir {short}`; copy that folder here, and give it: "
+            f"load_hub(pathlib.Path({short!r}))")
 
+# %% ../nbs/20_data.ipynb #d7c50a77
 def load_hub(
     name,                          # owner/name on the hub, or a folder of the same form
     revision: str | None = None,   # 40 hexadecimal digits; None = the newest, and its digits are said

@@ -167,7 +167,7 @@ def _as_astropy(table, ascii_only: bool):
             values = column.to_numpy()
             out[field.name] = values.astype(np.float32) if values.dtype == np.float16 else values
         else:
-            text = np.array(["" if value is None else value for value in column.cast(pa.string()).to_pylist()], dtype=str)
+            text = np.array(column.cast(pa.string()).fill_null("").to_pylist(), dtype=str)
             out[field.name] = np.char.encode(text, "utf-8") if ascii_only else text
     return out
 
@@ -209,7 +209,8 @@ def write_table(
     meta = _as_meta(meta or {})
     table = _as_arrow(frame, None, meta)
     many = [field.name for field in table.schema if pa.types.is_nested(field.type) or pa.types.is_binary(field.type)]
-    if many: raise InputError(f"{path.name} holds one value a cell, and {many[0]!r} has more: leave it out, or write parquet")
+    if many: raise InputError(f"{path.name} holds one value a cell, and {many[0]!r} has more: leave it out, or write "
+                              "parquet")
     return atomic_write(path, WRITERS[path.suffix.lower()](table, json.dumps(meta)))
 
 # %% ../nbs/10_store.ipynb #6de3ee78
@@ -692,19 +693,7 @@ def _keep(part: Path, dest: Path, promised: dict) -> bool:
     _sync_folder(dest.parent)
     return True
 
-# %% ../nbs/10_store.ipynb #09f507de
-def download(
-    url: str,               # http or https
-    dest,                   # file to make
-    sha256: str,            # of the whole file: 64 hexadecimal digits
-    retries: int = 4,       # after the first attempt
-    timeout: float = 30.,   # seconds without an answer
-    wait: float = 1.,       # seconds before the first retry; doubled each time
-    progress: bool = True,  # show a bar
-) -> Path:                  # `dest`
-    "Get a file whose hash is known; goes on where it was cut, and never leaves a wrong file"
-    return _get(url, Path(dest), {"sha256": _digits(sha256)}, retries, timeout, wait, progress)
-
+# %% ../nbs/10_store.ipynb #95a3f414
 def _digits(sha256: str) -> str:
     "The digest in small letters, if it is one"
     if not re.fullmatch("[0-9a-f]{64}", sha256.lower()):
@@ -740,11 +729,24 @@ def _get(url, dest: Path, promised: dict, retries, timeout, wait, progress) -> P
             if _keep(part, dest, promised): return dest
             problem = "the bytes are not those that were promised"
             if not earlier:
-                raise InputError(f"{url} gave a file with another {algorithm} than {digest[:12]}...: it was changed, or "
-                                 "this is an error page. Nothing was kept")
+                raise InputError(f"{url} gave a file with another {algorithm} than {digest[:12]}...: it was changed, "
+                                 "or this is an error page. Nothing was kept")
             earlier = False
     raise InputError(f"{url} could not be had in {retries + 1} attempts: {problem}. What came is kept, and the next "
                      "call goes on")
+
+# %% ../nbs/10_store.ipynb #09f507de
+def download(
+    url: str,               # http or https
+    dest,                   # file to make
+    sha256: str,            # of the whole file: 64 hexadecimal digits
+    retries: int = 4,       # after the first attempt
+    timeout: float = 30.,   # seconds without an answer
+    wait: float = 1.,       # seconds before the first retry; doubled each time
+    progress: bool = True,  # show a bar
+) -> Path:                  # `dest`
+    "Get a file whose hash is known; goes on where it was cut, and never leaves a wrong file"
+    return _get(url, Path(dest), {"sha256": _digits(sha256)}, retries, timeout, wait, progress)
 
 # %% ../nbs/10_store.ipynb #f1c99bd4
 def _ask(url: str, retries: int, timeout: float, wait: float) -> dict:
@@ -758,7 +760,8 @@ def _ask(url: str, retries: int, timeout: float, wait: float) -> dict:
             with urlopen(Request(url, headers={"Accept": "application/json"}), timeout=timeout) as answer:
                 return json.loads(answer.read(1 << 24))
         except HTTPError as e:
-            if e.code not in _TRY_AGAIN: raise InputError(f"{url} answers {e.code} {e.reason}: is the number right?") from e
+            if e.code not in _TRY_AGAIN:
+                raise InputError(f"{url} answers {e.code} {e.reason}: is the number right?") from e
             problem = f"the server answers {e.code}"
         except ValueError as e: raise InputError(f"{url} gave no JSON, but perhaps an error page: {e}") from e
         except (OSError, HTTPException) as e: problem = str(getattr(e, "reason", e))
@@ -771,10 +774,10 @@ def _zenodo_entry(about: dict, file: str, where: str) -> dict:   # url, size, md
     if file not in files: raise InputError(f"{where} has no file {file!r}: {near_names(file, files)}")
     entry = files[file]
     algorithm, _, digest = str(entry.get("checksum")).partition(":")
-    link = entry.get("links", {}).get("self")
-    if algorithm != "md5" or not re.fullmatch("[0-9a-f]{32}", digest) or not isinstance(entry.get("size"), int) or not link:
+    link, size = entry.get("links", {}).get("self"), entry.get("size")
+    if algorithm != "md5" or not re.fullmatch("[0-9a-f]{32}", digest) or not isinstance(size, int) or not link:
         raise InputError(f"{where} gives no link, size and md5 of {file!r}: the form of its answers has changed")
-    return dict(url=link, size=entry["size"], md5=digest)
+    return dict(url=link, size=size, md5=digest)
 
 # %% ../nbs/10_store.ipynb #2e944b88
 ZENODO = "https://zenodo.org/api/records"
@@ -783,8 +786,8 @@ def _noted(note: Path, record: str) -> dict:   # size, md5; empty where nothing 
     "What the record said at an earlier download"
     try: about = _strict(note.read_text())
     except (OSError, ValueError): return {}
-    return {name: about[name] for name in ("size", "md5")} if isinstance(about, dict) and about.get("record") == record \
-        and {"size", "md5"} <= set(about) else {}
+    fits = isinstance(about, dict) and about.get("record") == record and {"size", "md5"} <= set(about)
+    return {name: about[name] for name in ("size", "md5")} if fits else {}
 
 def download_zenodo(
     record,                     # number of the record, 4573248
@@ -808,9 +811,9 @@ def download_zenodo(
         if dest.exists() and not known:
             warnings.warn(f"{dest} is used as it is: offline, nobody can say whether it is whole", stacklevel=2)
             return dest
-        raise InputError(f"{dest} is {'not whole' if dest.exists() else 'missing'}, and this machine is offline (GZ_OFFLINE "
-                         f"or HF_HUB_OFFLINE is set). Fetch https://zenodo.org/records/{record}/files/{file} elsewhere, and "
-                         f"put it there")
+        problem = "not whole" if dest.exists() else "missing"
+        raise InputError(f"{dest} is {problem}, and this machine is offline (GZ_OFFLINE or HF_HUB_OFFLINE is set). Fetch "
+                         f"https://zenodo.org/records/{record}/files/{file} elsewhere, and put it there")
     entry = _zenodo_entry(_ask(f"{api}/{record}", retries, timeout, wait), file, f"Zenodo record {record}")
     promised = {"size": entry["size"], "md5": entry["md5"], **pinned}
     _get(entry["url"], dest, promised, retries, timeout, wait, progress)
