@@ -68,7 +68,10 @@ def _crossing(
         more = ~close & (expit(high) - expit(low) > 1e-9)
         t, low, high, tolerance, left = (v[more] for v in (t, low, high, tolerance, left))
         args = tuple(v[..., more] for v in args)
-    return expit(found)
+    x = expit(found)
+    return np.where(x < _EDGE, 0, np.where(x > 1 - _EDGE, 1, x))
+
+_EDGE = 1e-8  # nearer to 0 or 1 is 0 or 1
 
 # %% ../nbs/50_predict.ipynb #2b49ebf5
 def mixture_quantile(
