@@ -368,8 +368,8 @@ def _need_shares(table: pd.DataFrame, columns, which: str) -> None:
         bad = ~pd.to_numeric(table[column], errors="coerce").between(0, 1.001).to_numpy()
         if bad.any() or table[column].dtype == object:
             value = table[column].iloc[bad.argmax()]
-            raise InputError(f"The {which} table has {value!r} in column {column!r}, row {bad.argmax()}: a share from 0 "
-                             "to 1 is needed in every row")
+            raise InputError(f"The {which} table has {value!r} in column {column!r}, row {bad.argmax()}: a share from "
+                             "0 to 1 is needed in every row")
 
 def read_kaggle(
     source,         # path or table with GalaxyID and Class1.1 .. Class11.6
@@ -417,8 +417,8 @@ def read_decals(
         wrong = table["wrong_size_warning"].astype("str").str.lower().isin(["true", "1", "1.0"])
         table = table.assign(wrong_size_warning=wrong)
         if wrong.any():
-            notes.append(f"{_count(int(wrong.sum()), 'galaxy')} with wrong_size_warning: shown at the wrong scale. Leave "
-                         "them out: catalog[~catalog.wrong_size_warning]")
+            notes.append(f"{_count(int(wrong.sum()), 'galaxy')} with wrong_size_warning: shown at the wrong scale. "
+                         "Leave them out: catalog[~catalog.wrong_size_warning]")
     return _standard(table, root, None, notes)
 
 # %% ../nbs/05_catalog.ipynb #1c606755

@@ -1450,8 +1450,8 @@ def _hub_problem(error: Exception, name: str, revision) -> str:
     if kind in _GONE: return f"There is no data set {name} on the hub, or it is private: look at {page}"
     if isinstance(error, (ValueError, KeyError)): return f"{name} cannot be loaded: {_brief(error)}"
     short = name.split("/")[-1]
-    return (f"{name} is not on this machine, and the hub cannot be reached ({_brief(error)}). Where there is a network, "
-            f"run `hf download {name} --repo-type dataset --local-dir {short}`; copy that folder here, and give it: "
+    return (f"{name} is not on this machine, and the hub cannot be reached ({_brief(error)}). Where there is a "
+            f"network, run `hf download {name} --repo-type dataset --local-dir {short}`; copy that folder here, and give it: "
             f"load_hub(pathlib.Path({short!r}))")
 
 # %% ../nbs/20_data.ipynb #d7c50a77

@@ -812,8 +812,8 @@ def download_zenodo(
             warnings.warn(f"{dest} is used as it is: offline, nobody can say whether it is whole", stacklevel=2)
             return dest
         problem = "not whole" if dest.exists() else "missing"
-        raise InputError(f"{dest} is {problem}, and this machine is offline (GZ_OFFLINE or HF_HUB_OFFLINE is set). Fetch "
-                         f"https://zenodo.org/records/{record}/files/{file} elsewhere, and put it there")
+        raise InputError(f"{dest} is {problem}, and this machine is offline (GZ_OFFLINE or HF_HUB_OFFLINE is set). "
+                         f"Fetch https://zenodo.org/records/{record}/files/{file} elsewhere, and put it there")
     entry = _zenodo_entry(_ask(f"{api}/{record}", retries, timeout, wait), file, f"Zenodo record {record}")
     promised = {"size": entry["size"], "md5": entry["md5"], **pinned}
     _get(entry["url"], dest, promised, retries, timeout, wait, progress)
