@@ -58,7 +58,7 @@ class BetaBinomial:
         values = np.stack([up / (up + down), betaincinv(up, down, .05), betaincinv(up, down, .95)])
         return pd.DataFrame(values[:, of.ravel()].T, columns=["posterior", "lower90", "upper90"])
 
-# %% ../nbs/80_consensus.ipynb #a0c6e249
+# %% ../nbs/80_consensus.ipynb #cf03883c
 def _check_counts(
     selected,
     viewed,
@@ -70,14 +70,14 @@ def _check_counts(
     if k.shape != n.shape or k.ndim != 1:
         raise InputError(f"selections of shape {k.shape} for views of shape {n.shape}: one of each is needed a subject")
     if not len(k): raise InputError("There are no subjects: the table is empty")
-    faults = {"have a count that is missing or not finite": ~np.isfinite(k) | ~np.isfinite(n),
-              "have a negative count": (k < 0) | (n < 0),
-              "were selected more often than viewed; are the two columns swapped?": k > n + 1e-9}
+    faults = {"Counts that are missing or not finite": ~np.isfinite(k) | ~np.isfinite(n),
+              "Negative counts": (k < 0) | (n < 0),
+              "More selections than views (are the two columns swapped?)": k > n + 1e-9}
     for what, bad in faults.items():
         if not bad.any(): continue
         i = int(bad.argmax())
-        name = f"row {i}" if ids is None else f"{ids[i]!r}"
-        raise InputError(f"{_subjects(bad)} {what} (the first: {name}, selected {k[i]:g} of {n[i]:g})")
+        name = f"row {i}" if ids is None else repr(ids[i])
+        raise InputError(f"{what} in {_subjects(bad)}; the first: {name}, selected {k[i]:g} of {n[i]:g}")
     return k, n
 
 def _subjects(bad) -> str:
@@ -237,7 +237,7 @@ def _pick(table: pd.DataFrame, want: str, known: tuple, names: dict, needed: boo
                          f"{near_names(known[0], table.columns)} Say which with names={{{want!r}: ...}}")
     return found
 
-# %% ../nbs/80_consensus.ipynb #a7111ffb
+# %% ../nbs/80_consensus.ipynb #f005e7bd
 def read_consensus(
     source,               # path to a table of counts, one row a subject, or a DataFrame
     names: dict = None,   # which column is "id_str", "viewed", "selected", "users"; by default known names
@@ -255,12 +255,12 @@ def read_consensus(
     votes["id_str"] = _text_ids(votes.id_str, "the table of counts")
     k, n = _check_counts(votes.selected, votes.viewed, votes.id_str.to_numpy())
     broken = (k != np.floor(k)) | (n != np.floor(n))
-    if broken.any(): raise InputError(f"{_subjects(broken)} have a count that is not whole (the first: "
+    if broken.any(): raise InputError(f"Counts that are not whole in {_subjects(broken)} (the first: "
                                       f"{votes.id_str[broken.argmax()]!r}): are these fractions? Counts are needed")
     if "users" in votes: _check_users(votes)
     return votes.astype({c: int for c in votes if c != "id_str"})
 
-# %% ../nbs/80_consensus.ipynb #1aa08a93
+# %% ../nbs/80_consensus.ipynb #a17e869d
 def _text_ids(ids: pd.Series, where: str) -> pd.Series:
     "Ids as text: none blank, none twice"
     if ids.dtype.kind == "f":
@@ -268,10 +268,10 @@ def _text_ids(ids: pd.Series, where: str) -> pd.Series:
     ids = ids.astype("str").str.strip()
     blank, twice = ids.isin(["", "nan", "None", "<NA>"]), ids[ids.duplicated()]
     if blank.any():
-        raise InputError(f"{_count(int(blank.sum()), 'row')} of {where} have no id, the first is row {blank.argmax()}")
+        raise InputError(f"No id in {_count(int(blank.sum()), 'row')} of {where}, the first is row {blank.argmax()}")
     if len(twice):
-        raise InputError(f"{_count(len(twice), 'row')} of {where} repeat an id ({', '.join(_shown(twice))}): one row a "
-                         "subject is needed; add up the counts of its workflows first")
+        raise InputError(f"Ids that came before in {_count(len(twice), 'row')} of {where} ({', '.join(_shown(twice))}): one "
+                         "row a subject is needed; add up the counts of its workflows first")
     return ids
 
 def _check_users(votes: pd.DataFrame) -> None:
@@ -280,7 +280,7 @@ def _check_users(votes: pd.DataFrame) -> None:
     bad = ~((users <= votes.viewed) & (users >= np.minimum(votes.viewed, 1)))
     if bad.any():
         first = votes[bad].iloc[0]
-        raise InputError(f"{_subjects(bad)} cannot have been seen by so many people (the first: {first.id_str!r}, "
+        raise InputError(f"Impossible numbers of people for {_subjects(bad)} (the first: {first.id_str!r}, "
                          f"{first.users} users in {first.viewed} views)")
 
 # %% ../nbs/80_consensus.ipynb #98531dd0
@@ -670,7 +670,7 @@ def plot_scores(
     plt.close(fig)
     return fig
 
-# %% ../nbs/80_consensus.ipynb #243d9d7e
+# %% ../nbs/80_consensus.ipynb #53aa0605
 def _hits_interval(hits, n) -> tuple:   # lower, upper of the share
     "Jeffreys' 90% interval of a binomial share; it starts at 0 without a hit, ends at 1 without a miss"
     hits, n = np.asarray(hits, float), np.asarray(n, float)
@@ -687,7 +687,7 @@ def _interesting(interest, threshold: float) -> tuple:   # fractions, true where
     "Fractions, and which of them count as interesting"
     interest = np.asarray(interest, float)
     bad = ~((interest >= 0) & (interest <= 1))
-    if bad.any(): raise InputError(f"{_subjects(bad)} have no fraction in 0 to 1 (the first: row {bad.argmax()}, "
+    if bad.any(): raise InputError(f"No fraction in 0 to 1 for {_subjects(bad)} (the first: row {bad.argmax()}, "
                                    f"{interest[bad.argmax()]:g}): leave them out, table.dropna(subset=[...])")
     found = interest >= threshold
     if found.all() or not found.any():
@@ -763,7 +763,7 @@ def weight_curve(
     columns = ["roc_auc", "average_precision", "precision", "rank_weighted", "base_rate"]
     return pd.DataFrame(rows, index=pd.Index(weights, name="weight"))[columns]
 
-# %% ../nbs/80_consensus.ipynb #863d796d
+# %% ../nbs/80_consensus.ipynb #02d84c30
 def percentile_sets(
     table: pd.DataFrame,                 # id_str and the score
     score: str = "anomaly_score",        # column; higher is odder
@@ -774,7 +774,7 @@ def percentile_sets(
     "Subjects drawn from bands of percentiles of a score"
     _need_columns(table, ("id_str", score), "the table")
     value, edges = _number(table[score], score), np.asarray(edges, float)
-    if value.isna().any(): raise InputError(f"{_subjects(value.isna())} have no {score}: leave them out first")
+    if value.isna().any(): raise InputError(f"No {score} for {_subjects(value.isna())}: leave them out first")
     if value.nunique() < 2:
         raise InputError(f"{_count(len(value), 'subject')} with one {score} for all: there are no percentiles")
     if len(edges) < 2 or (np.diff(edges) <= 0).any() or edges[0] < 0 or edges[-1] > 100:
@@ -785,7 +785,7 @@ def percentile_sets(
     shuffled = out.dropna(subset=["band"]).sample(frac=1, random_state=seed)
     return shuffled.groupby("band", observed=True).head(size).sort_values([score, "id_str"], ignore_index=True)
 
-# %% ../nbs/80_consensus.ipynb #bcbbb5b4
+# %% ../nbs/80_consensus.ipynb #3d8cd5fb
 def read_latents(
     path,              # .npy, (subjects, latents), rows in the order of the scores
     rows: int = None,  # how many subjects there should be
@@ -811,8 +811,8 @@ def _check_latents(latents) -> np.ndarray:
     if latents.ndim != 2 or latents.shape[1] < 2 or len(latents) < 4:
         raise InputError(f"Latents of shape {latents.shape}: a map needs (subjects, latents), of both at least (4, 2)")
     bad = ~np.isfinite(latents).all(1)
-    if bad.any(): raise InputError(f"{_count(int(bad.sum()), 'row')} of the latents are not finite, the first is row "
-                                   f"{bad.argmax()}")
+    if bad.any(): raise InputError(f"Numbers that are not finite in {_count(int(bad.sum()), 'row')} of the latents, "
+                                   f"the first is row {bad.argmax()}")
     return latents
 
 # %% ../nbs/80_consensus.ipynb #4080239a
