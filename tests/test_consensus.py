@@ -1,5 +1,6 @@
 "What people found interesting and what a machine said: fits, readers, tags, rankings, and every refusal"
 
+import io
 import json
 import os
 import sys
@@ -246,11 +247,16 @@ def test_other_broken_talk_files(tmp_path):
     ("barlens", "bar"), ("bar-lens", "bar"), ("Tidal tails", "tidal"), ("artifact", "artefact"),
     ("satellite-trails", "artefact"), ("trail", "trail"), ("tail", "tidal"), ("starforming", "star formation"),
     ("no_lens", ""), ("not_interesting", ""), ("symmetry", ""), ("interesting", "praise"),
-    ("barred_spiral", "bar, spiral"),
+    ("barred_spiral", "bar, spiral"), ("clum", ""), ("galaxies", ""), ("Galaxy Clusters", "cluster"),
     ("86412446", ""), ("???", ""), ("", ""),
 ])
 def test_families(tag, family):
     assert group_tags(pd.DataFrame(dict(id_str=["1"], tag=[tag]))).families.tolist() == [family]
+
+
+def test_normal_form():
+    tags = ["Mergers", "outer_Rings", "Lenses", "Galaxies", "nucleus", "mass", "  Étoile__!"]
+    assert [normal_tag(tag) for tag in tags] == ["merger", "outer-ring", "lens", "galaxy", "nucleus", "mass", "etoile"]
 
 
 def test_families_are_data():
@@ -278,9 +284,10 @@ def test_hostile_tags_are_text(tmp_path):
     ids = [str(i) for i in range(50)]
     crowd = tag_interest(pd.DataFrame(dict(id_str=ids, fraction=np.linspace(0, 1, 50))),
                          pd.DataFrame(dict(id_str=ids[:12], family=evil[2])), min_subjects=1)
-    plot_tags(crowd).canvas.draw()  # a formula would fail here
-    plot_map(np.random.default_rng(0).normal(size=(6, 2)), evil, evil[2]).canvas.draw()
-    plot_votes(pd.DataFrame(dict(viewed=[5, 5], selected=[1, 3])), {evil[2]: BetaBinomial(1, 1)}).canvas.draw()
+    places = np.random.default_rng(0).normal(size=(6, 2))
+    for figure in (plot_tags(crowd), plot_map(places, evil[:3] * 2), plot_map(places, np.arange(6), evil[2]),
+                   plot_votes(pd.DataFrame(dict(viewed=[5, 5], selected=[1, 3])), {evil[2]: BetaBinomial(1, 1)})):
+        figure.savefig(io.BytesIO())  # a formula that is none would fail here
 
 
 # --- AUC
@@ -291,6 +298,16 @@ def test_auc_is_that_of_sklearn_with_ties():
     assert auc_interval(label, score)[0] == pytest.approx(roc_auc_score(label, score))
     value, low, high = auc_interval(label, score)
     np.testing.assert_allclose(auc_interval(label, -score), [1 - value, 1 - high, 1 - low])
+
+
+def test_auc_interval_by_hand():
+    "Placements of the positives and of the negatives, their variances, the logit"
+    plus, minus = np.array([.9, .5, .2]), np.array([.6, .2, .1, .0])
+    beats = (plus[:, None] > minus) + (plus[:, None] == minus) / 2
+    auc = beats.mean()
+    spread = np.sqrt(beats.mean(1).var(ddof=1) / 3 + beats.mean(0).var(ddof=1) / 4) / (auc * (1 - auc))
+    ends = 1 / (1 + np.exp(-(np.log(auc / (1 - auc)) + np.array([-1, 1]) * 1.6448536 * spread)))
+    np.testing.assert_allclose(auc_interval([1, 1, 1, 0, 0, 0, 0], [*plus, *minus]), [auc, *ends], rtol=1e-6)
 
 
 def test_auc_interval_holds_the_truth_as_often_as_it_says():
@@ -313,6 +330,7 @@ def test_auc_edges():
 def test_tag_interest(project, votes):
     interest, tags = shrink(votes), read_tags(project[0] / TAGS)
     crowd = tag_interest(interest, tagged_subjects(tags))
+    assert crowd.auc.iloc[1:].is_monotonic_decreasing
     assert crowd.index[0] == "any tag" and crowd.auc["merger"] > crowd.auc["lens"]
     ids = tagged_subjects(tags).query("family == 'ring'").id_str
     label = interest.id_str.isin(ids)
@@ -382,7 +400,9 @@ def test_head_of_the_list_beside_the_auc():
     assert row.roc_auc == pytest.approx(900 / 903) and row.hits == 0 and row.precision == 0 and row.rank_weighted == 0
     assert row.precision_lower90 == 0 and row.precision_upper90 == pytest.approx(beta.ppf(.95, .5, 3.5))
     assert row.base_rate == .097 and row.subjects == 1000 and row.positives == 97
-    assert row.spearman_lower90 < row.spearman < row.spearman_upper90
+    half = 1.6448536 * np.sqrt((1 + row.spearman ** 2 / 2) / 997)
+    assert np.arctanh(row.spearman_upper90) == pytest.approx(np.arctanh(row.spearman) + half)
+    assert np.arctanh(row.spearman_lower90) == pytest.approx(np.arctanh(row.spearman) - half)
     full = score_interest(pd.DataFrame(dict(score=interest + np.arange(1000) * 1e-6)), interest, n=10).loc["score"]
     assert full.precision == full.precision_upper90 == full.rank_weighted == 1 and full.precision_lower90 < 1
 
@@ -404,7 +424,7 @@ def test_weight_curve_ends_at_the_two_scores(project, votes):
     alone = score_interest(table[["image_score", "feature_score"]], table.posterior, .3)
     np.testing.assert_allclose(curve.roc_auc[[0., 1.]], alone.roc_auc)
     assert curve.precision[1.] > curve.precision[.2]
-    plot_scores(table).canvas.draw()
+    plot_scores(table).savefig(io.BytesIO())
     roc, head = plot_ranking(table[["anomaly_score", "image_score"]], table.posterior, .3).axes
     assert head.get_lines()[-1].get_ydata()[0] == pytest.approx((table.posterior >= .3).mean())  # the base rate
     assert f"AUC {alone.roc_auc['image_score']:.2f}" in roc.get_lines()[1].get_label()
@@ -417,6 +437,7 @@ def test_percentile_sets():
     table["anomaly_score"] = np.random.default_rng(0).permutation(1000)
     sets = percentile_sets(table, edges=(0, 1, 50, 99, 100), size=6, seed=1)
     assert sets.band.value_counts().to_dict() == {band: 6 for band in ("0 to 1", "1 to 50", "50 to 99", "99 to 100")}
+    np.testing.assert_allclose(sets.percentile, (sets.anomaly_score + .5) / 10)
     ends = sets.groupby("band", observed=True).anomaly_score.agg(["min", "max"])
     assert ends.loc["99 to 100", "min"] >= 990 and ends.loc["0 to 1", "max"] < 10
     pd.testing.assert_frame_equal(sets, percentile_sets(table, edges=(0, 1, 50, 99, 100), size=6, seed=1))
