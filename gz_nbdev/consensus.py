@@ -210,7 +210,7 @@ def simulate_project(
     np.save(root / "latents.npy", (hidden @ rng.normal(size=(hidden.shape[1], 128)) / 10).astype("float32"))
     return table.assign(id_str=table.subject_id.astype("str"))[["id_str", "fraction", "kind"]]
 
-# %% ../nbs/80_consensus.ipynb #d30f7481
+# %% ../nbs/80_consensus.ipynb #d3fffb73
 _COLUMNS = {"viewed": ("count", "viewed", "views", "n_views", "classifications", "classifications_count",
                        "total_votes"),
             "selected": ("selected_count", "selected", "selections", "n_selected", "yes"),
@@ -221,7 +221,7 @@ def _refuse_page(path) -> None:
     path = Path(path)
     if not path.is_file(): return
     with open(path, "rb") as file: head = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if head.startswith(b"<") and (b"<!doctype html" in head or b"<html" in head):
         raise InputError(f"{path.name} is a web page, not data: the download met a page to log in or an error. Request "
                          "the export on the project's page 'Data Exports', logged in, and download it again")
 

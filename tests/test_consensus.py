@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.table import Table
 from scipy.optimize import minimize
 from scipy.stats import beta, betabinom
 from sklearn.metrics import roc_auc_score
@@ -203,7 +204,14 @@ def test_read_consensus_missing_columns_and_files(tmp_path):
     with pytest.raises(InputError, match="empty"): read_consensus(tmp_path / "empty.dat")
     (tmp_path / "page.dat").write_text("\n<!DOCTYPE html>\n<html><body>Sign in</body></html>")
     with pytest.raises(InputError, match="page.dat is a web page"): read_consensus(tmp_path / "page.dat")
+    (tmp_path / "page.xml").write_text('<?xml version="1.0"?><!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0"><html>')
+    with pytest.raises(InputError, match="page.xml is a web page"): read_consensus(tmp_path / "page.xml")
     with pytest.raises(InputError, match="did you mean 'empty.dat'"): read_consensus(tmp_path / "emty.dat")
+
+
+def test_read_consensus_from_a_votable(tmp_path):
+    Table.from_pandas(counts()).write(tmp_path / "t.xml", format="votable")
+    pd.testing.assert_frame_equal(read_consensus(tmp_path / "t.xml"), read_consensus(counts()))
 
 
 # --- Talk
