@@ -153,7 +153,7 @@ def _simulate_votes(subjects: int, a: float, b: float, repeats: float, rng) -> p
     return pd.DataFrame(dict(subject_id=86_000_000 + np.arange(subjects), count=views, selected_count=picks.astype(int),
                              unique_user_count=users, fraction=fraction))
 
-# %% ../nbs/80_consensus.ipynb #22ea9434
+# %% ../nbs/80_consensus.ipynb #fe265f1c
 def _simulate_kinds(table: pd.DataFrame, rng) -> pd.DataFrame:
     "A kind for some subjects, the likelier the more people select them; residuals, large for artefacts"
     n, kind = len(table), np.full(len(table), "plain", object)
@@ -180,7 +180,8 @@ def _simulate_talk(table: pd.DataFrame, rng) -> tuple:   # comments, tags: lists
         if rng.random() < .3: continue   # said without a tag
         tags.append(dict(id=number, name=tag, section="project-1", created_at=when, user_id=who, comment_id=number,
                          taggable_id=subject, taggable_type="Subject", project_id=1))
-    if comments: comments.append(comments[-1] | dict(comment_focus_id=None, comment_focus_type=None))   # about the board
+    about_the_board = dict(comment_focus_id=None, comment_focus_type=None)
+    if comments: comments.append(comments[-1] | about_the_board)
     return comments, tags
 
 # %% ../nbs/80_consensus.ipynb #1b033f5c
@@ -260,7 +261,7 @@ def read_consensus(
     if "users" in votes: _check_users(votes)
     return votes.astype({c: int for c in votes if c != "id_str"})
 
-# %% ../nbs/80_consensus.ipynb #a17e869d
+# %% ../nbs/80_consensus.ipynb #44058f7d
 def _text_ids(ids: pd.Series, where: str) -> pd.Series:
     "Ids as text: none blank, none twice"
     if ids.dtype.kind == "f":
@@ -270,8 +271,8 @@ def _text_ids(ids: pd.Series, where: str) -> pd.Series:
     if blank.any():
         raise InputError(f"No id in {_count(int(blank.sum()), 'row')} of {where}, the first is row {blank.argmax()}")
     if len(twice):
-        raise InputError(f"Ids that came before in {_count(len(twice), 'row')} of {where} ({', '.join(_shown(twice))}): one "
-                         "row a subject is needed; add up the counts of its workflows first")
+        raise InputError(f"Ids that came before in {_count(len(twice), 'row')} of {where} ({', '.join(_shown(twice))}): "
+                         "one row a subject is needed; add up the counts of its workflows first")
     return ids
 
 def _check_users(votes: pd.DataFrame) -> None:
@@ -588,7 +589,7 @@ def talk_activity(
     means.insert(0, "subjects", table.size())
     return means
 
-# %% ../nbs/80_consensus.ipynb #ded1c61c
+# %% ../nbs/80_consensus.ipynb #21f00df9
 def read_scores(
     source,            # path to a table of scores, one row a subject, or a DataFrame
 ) -> pd.DataFrame:     # id_str, picture, every ..._score, volunteer_rating and expert_fraction (0 to 1)
@@ -622,7 +623,8 @@ def _number(column: pd.Series, name: str) -> pd.Series:
     numbers = pd.to_numeric(column, errors="coerce")
     wrong = (numbers.isna() & column.notna()) | np.isinf(numbers)
     if wrong.any():
-        raise InputError(f"Column {name!r}: {str(column.iloc[wrong.argmax()])!r} in row {wrong.argmax()} is no finite number")
+        value = str(column.iloc[wrong.argmax()])
+        raise InputError(f"Column {name!r}: {value!r} in row {wrong.argmax()} is no finite number")
     return numbers.astype(float)
 
 # %% ../nbs/80_consensus.ipynb #9c4a36cd
