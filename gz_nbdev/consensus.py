@@ -261,7 +261,7 @@ def read_consensus(
     if "users" in votes: _check_users(votes)
     return votes.astype({c: int for c in votes if c != "id_str"})
 
-# %% ../nbs/80_consensus.ipynb #44058f7d
+# %% ../nbs/80_consensus.ipynb #8baea6af
 def _text_ids(ids: pd.Series, where: str) -> pd.Series:
     "Ids as text: none blank, none twice"
     if ids.dtype.kind == "f":
@@ -271,8 +271,9 @@ def _text_ids(ids: pd.Series, where: str) -> pd.Series:
     if blank.any():
         raise InputError(f"No id in {_count(int(blank.sum()), 'row')} of {where}, the first is row {blank.argmax()}")
     if len(twice):
-        raise InputError(f"Ids that came before in {_count(len(twice), 'row')} of {where} ({', '.join(_shown(twice))}): "
-                         "one row a subject is needed; add up the counts of its workflows first")
+        shown = ", ".join(_shown(twice))
+        raise InputError(f"Ids that came before in {_count(len(twice), 'row')} of {where} ({shown}): one row a subject "
+                         "is needed; add up the counts of its workflows first")
     return ids
 
 def _check_users(votes: pd.DataFrame) -> None:
