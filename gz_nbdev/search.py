@@ -71,39 +71,44 @@ def _smallest(
     values, at = grouped.gather(1, groups[..., None].expand(-1, -1, group)).flatten(1).topk(m, largest=False)
     return values, groups.gather(1, at // group) * group + at % group
 
-# %% ../nbs/60_search.ipynb #8f2d51e0
+# %% ../nbs/60_search.ipynb #2061db61
 _ROWS = 1 << 16   # galaxies a block
 
 def _release(vectors: np.ndarray) -> None:
     "Let the system take back the pages of a file that were read; the next reader gets them again"
     if isinstance(vectors, np.memmap) and hasattr(mmap, "MADV_DONTNEED"): vectors._mmap.madvise(mmap.MADV_DONTNEED)
 
-def _blocks(vectors: np.ndarray):   # generator of (first row, block)
+def _blocks(vectors: np.ndarray, rows: int = _ROWS):   # generator of (first row, block)
     "The vectors a block at a time; those of a file do not stay in memory"
-    for start in range(0, len(vectors), _ROWS):
-        block = np.array(vectors[start:start + _ROWS])
+    for start in range(0, len(vectors), rows):
+        block = vectors[start:start + rows]
+        yield start, np.array(block) if isinstance(vectors, np.memmap) else block
         _release(vectors)
-        yield start, block
 
 def _nearest(
     queries: np.ndarray,   # (queries, dimensions) float32
     vectors: np.ndarray,   # (galaxies, dimensions)
+    norms: np.ndarray,     # (galaxies,) their squared lengths
     m: int,                # how many
     device,
 ) -> np.ndarray:           # (queries, m) rows
-    "Rows of the nearest `vectors`, block by block: memory grows with neither survey nor queries squared"
-    q, step = torch.from_numpy(queries).to(device), 256 if str(device) == "cpu" else 4096
+    "Rows of the nearest `vectors`, block by block: the distances in memory are never more than those of one block"
+    q, (step, size) = torch.from_numpy(queries).to(device), (256, 1 << 14) if str(device) == "cpu" else (4096, 1 << 16)
     best, rows = torch.empty(len(q), 0, device=device), torch.empty(len(q), 0, dtype=torch.int64, device=device)
-    for start, block in _blocks(vectors):
+    for start, block in _blocks(vectors, size):
         x, parts = torch.from_numpy(block).to(device).float(), []
-        norms = x.square().sum(1)
+        lengths = torch.from_numpy(norms[start:start + size]).to(device)
         for i in range(0, len(q), step):
-            values, at = _smallest(torch.addmm(norms, q[i:i + step], x.T, alpha=-2), m)
+            values, at = _smallest(torch.addmm(lengths, q[i:i + step], x.T, alpha=-2), m)
             values, at = torch.cat([best[i:i + step], values], 1), torch.cat([rows[i:i + step], at + start], 1)
             values, order = values.topk(min(m, values.shape[1]), largest=False)
             parts.append((values, at.gather(1, order)))
         best, rows = (torch.cat(part) for part in zip(*parts))
     return rows.cpu().numpy()
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    "Squared lengths"
+    return np.concatenate([np.einsum("nd,nd->n", x, x, dtype=np.float32) for _, x in _blocks(vectors)])
 
 # %% ../nbs/60_search.ipynb #9c89d563
 def _rank(
@@ -147,7 +152,7 @@ class _Table:
                                  "to them: leave these galaxies out, or represent them again")
             yield ids, vectors, sky
 
-# %% ../nbs/60_search.ipynb #95ad8a11
+# %% ../nbs/60_search.ipynb #fc922f79
 def _text(ids, name: str) -> pa.Array:   # of strings
     "Ids of a table, all there"
     ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
@@ -158,7 +163,7 @@ def _text(ids, name: str) -> pa.Array:   # of strings
 
 def _split_columns(columns, name: str) -> tuple:   # columns of vectors, columns of the position
     "Where the vectors and positions of a table are"
-    _need(columns, ["id_str"], name)
+    if "id_str" not in columns: raise InputError(f"{name} has no column 'id_str': {near_names('id_str', columns)}")
     wide = [c for c in columns if c.startswith("feat") and c.rpartition("_")[2].isdecimal()]
     if "features" not in columns and not wide:
         raise InputError(f"{name} has no vectors: neither 'features' nor 'feat_0', 'feat_1' ..., but {', '.join(columns[:6])}. "
@@ -270,7 +275,7 @@ def _has_faiss() -> bool:
     from importlib.util import find_spec
     return find_spec("faiss") is not None
 
-# %% ../nbs/60_search.ipynb #9d2bd98f
+# %% ../nbs/60_search.ipynb #87602274
 def _fit_space(table: _Table, metric: str, components: int | None, seed: int) -> tuple:   # _Space, dtype
     "The mean galaxy of a table and its principal axes"
     chosen = np.random.default_rng(seed).permutation(table.rows)[:50_000] if components else ()
@@ -311,11 +316,11 @@ def _fill(self: GalaxyIndex) -> None:
 @patch
 def _use(self: GalaxyIndex, vectors: np.ndarray) -> None:
     "Search these; what is nearer to each other than `alike` is the same picture"
-    self.vectors = vectors
+    self.vectors, self.norms = vectors, None
     sample = vectors[:_ROWS].astype(np.float32)
     self.alike = (1e-3 if vectors.dtype == np.float16 else 1e-4) * float(np.sqrt((sample**2).sum(1).mean()))
 
-# %% ../nbs/60_search.ipynb #d8f0f5d9
+# %% ../nbs/60_search.ipynb #d39de5ab
 @patch
 def __len__(self: GalaxyIndex) -> int: return len(self.ids)
 
@@ -327,12 +332,16 @@ def __repr__(self: GalaxyIndex) -> str:
 @patch
 def _exact(self: GalaxyIndex, queries: np.ndarray, m: int) -> tuple:   # squared distances, rows
     "The nearest, all of them"
-    return _rank(queries, self.vectors, _nearest(queries, self.vectors, min(m + 8, len(self)), self.device), m)
+    if self.norms is None: self.norms = _lengths(self.vectors)
+    return _rank(queries, self.vectors, _nearest(queries, self.vectors, self.norms, min(m + 8, len(self)), self.device), m)
 
 @patch
-def _search(self: GalaxyIndex, queries: np.ndarray, m: int) -> tuple:   # squared distances, rows (-1: none)
-    "The nearest, by the engine of this index"
-    return self._exact(queries, m) if self.approximate is None else self._probe(queries, m)
+def _search(self: GalaxyIndex, queries: np.ndarray, m: int) -> tuple:   # squared distances, rows
+    "The nearest, by the engine of this index; what approximate lists are too short for is searched exactly"
+    if self.approximate is None: return self._exact(queries, m)
+    squared, rows = self._probe(queries, m)
+    if (short := (rows < 0).any(1)).any(): squared[short], rows[short] = self._exact(queries[short], m)
+    return squared, rows
 
 # %% ../nbs/60_search.ipynb #69ece9a5
 @patch
@@ -364,7 +373,7 @@ def _checked_k(self: GalaxyIndex, k: int) -> int:
         raise InputError(f"k = {k}, but {self.table.name} has {len(self):,} galaxies: ask for 1 to {max(len(self) - 1, 1)}")
     return int(k)
 
-# %% ../nbs/60_search.ipynb #7fb75dfc
+# %% ../nbs/60_search.ipynb #c2e00a2a
 @patch
 def _angles(self: GalaxyIndex, row: int, rows) -> np.ndarray:   # arcsec; NaN where a position is unknown
     "Angles on the sky between one galaxy and others"
@@ -373,7 +382,7 @@ def _angles(self: GalaxyIndex, row: int, rows) -> np.ndarray:   # arcsec; NaN wh
 @patch
 def _keep(self: GalaxyIndex, squared, rows, k: int, own: int, left_out, min_separation) -> list:
     "Places of up to `k` results worth showing; `own` is the row of the query, -1 if it is not in the table"
-    fine, distance, kept = (rows >= 0) & ~np.isin(rows, left_out), np.sqrt(squared), []
+    fine, distance, kept = ~np.isin(rows, left_out), np.sqrt(squared), []
     if own >= 0:
         fine &= (rows != own) & (distance > self.alike)
         if min_separation: fine &= ~(self._angles(own, rows) < min_separation)
@@ -386,7 +395,7 @@ def _keep(self: GalaxyIndex, squared, rows, k: int, own: int, left_out, min_sepa
         if len(kept) == k: break
     return kept
 
-# %% ../nbs/60_search.ipynb #1cc475a5
+# %% ../nbs/60_search.ipynb #4fdd55e4
 @patch
 def _find(
     self: GalaxyIndex,
@@ -407,7 +416,7 @@ def _find(
         for i, squared, rows in zip(left, *search(queries[left], m)):
             kept = self._keep(squared, rows, k, own[i], left_out, min_separation)
             found[i] = squared[kept], rows[kept]
-            if len(kept) < k and (m < len(self) or search == self._probe): short.append(i)
+            if len(kept) < k and m < len(self): short.append(i)
         left, m, search = np.array(short, int), 8 * m, self._exact
     return self._as_table(names, found)
 
@@ -547,7 +556,7 @@ def by_examples(
     if self.metric == "cosine": query /= max(np.linalg.norm(query), 1e-12)
     return self._find(query[None], ["examples"], k, left_out=np.concatenate([wanted, unwanted]), min_separation=min_separation)
 
-# %% ../nbs/60_search.ipynb #1d5952af
+# %% ../nbs/60_search.ipynb #5ecb8c04
 _LISTED = 64   # dimensions kept in the lists
 
 def _train_lists(vectors: np.ndarray, seed: int):   # a faiss index
@@ -555,7 +564,7 @@ def _train_lists(vectors: np.ndarray, seed: int):   # a faiss index
     import faiss
     n, d = vectors.shape
     lists = 2 ** max(int(np.log2(2 * np.sqrt(n))), 0)
-    index = faiss.index_factory(d, f"PCA{_LISTED},IVF{lists},SQfp16" if d > _LISTED else f"IVF{lists},SQfp16")
+    index = faiss.index_factory(d, f"PCA{_LISTED},IVF{lists},SQfp16" if n > d > _LISTED else f"IVF{lists},SQfp16")
     centres = faiss.extract_index_ivf(index).cp
     centres.niter, centres.seed, centres.min_points_per_centroid, centres.max_points_per_centroid = 10, seed, 1, 64
     index.train(_take(vectors, np.sort(np.random.default_rng(seed).permutation(n)[:max(64 * lists, 4096)])))
@@ -567,7 +576,7 @@ def _take(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:   # float32; row
     parts = [block[rows[(rows >= at) & (rows < at + len(block))] - at] for at, block in _blocks(vectors)]
     return np.concatenate(parts).astype(np.float32)
 
-# %% ../nbs/60_search.ipynb #365df060
+# %% ../nbs/60_search.ipynb #cf09854d
 @patch
 def _probe(self: GalaxyIndex, queries: np.ndarray, m: int, probe: int | None = None) -> tuple:
     "Squared distances and rows (-1: none): candidates from `probe` lists, put in order by the full vectors"
@@ -580,14 +589,15 @@ def _probe(self: GalaxyIndex, queries: np.ndarray, m: int, probe: int | None = N
 def _tune(self: GalaxyIndex) -> None:
     "Read more lists, then rank more candidates, until enough of the true neighbours are found"
     n, lists = len(self), self.approximate["lists"]
-    own = np.sort(np.random.default_rng(self.seed).permutation(n)[:256])
+    own = np.sort(np.random.default_rng(self.seed).permutation(n)[:512])
     queries, m = _take(self.vectors, own), min(11, n)
-    truth = self._exact(queries, m)[1]
+    farthest = self._exact(queries, m)[0][:, -1:] * (1 + 1e-5)
     def recall(probe, candidates):
         self.approximate.update(probe=probe, candidates=candidates)
-        rows = self._probe(queries, m)[1]
-        self.approximate["recall"] = float(np.mean([np.isin(t[t != o], r).mean() for t, o, r in zip(truth, own, rows)]))
-        return self.approximate["recall"]
+        near = self._probe(queries, m)[0]
+        each = ((near <= farthest).sum(1) - 1) / max(m - 1, 1)   # without itself; by distance, as copies are equally near
+        self.approximate["recall"] = float(each.mean())
+        return each.mean() - 1.64 * each.std() / np.sqrt(len(each))   # it is at least this, at 95% confidence
     probe, candidates, most = 1, 256 if self.vectors.shape[1] > _LISTED else 24, min(4096, n)
     last = recall(probe, candidates)
     while last < self.recall and (probe < lists or candidates < most):
@@ -595,7 +605,7 @@ def _tune(self: GalaxyIndex) -> None:
         if more - last > .002 or candidates >= most: probe, last = min(2 * probe, lists), more
         else: candidates, last = min(2 * candidates, most), recall(probe, min(2 * candidates, most))
     while last >= self.recall and candidates >= 64 and recall(probe, candidates // 2) >= self.recall: candidates //= 2
-    if recall(probe, candidates) < self.recall:
+    if recall(probe, candidates) < self.recall and self.approximate["recall"] < self.recall:
         warnings.warn(f"The approximate index finds {self.approximate['recall']:.1%} of the ten nearest, not {self.recall:.0%}; "
                       "engine='exact' finds all", stacklevel=6)
 
