@@ -129,7 +129,7 @@ def _rank(
     _release(vectors)
     return tuple(np.concatenate(part) for part in zip(*out))
 
-# %% ../nbs/60_search.ipynb #90cc266d
+# %% ../nbs/60_search.ipynb #6df04c31
 @dataclass(frozen=True)
 class _Table:
     "A table of vectors that is read a block at a time"
@@ -144,20 +144,22 @@ class _Table:
         for ids, vectors, sky in self.read():
             width = width or vectors.shape[1]
             if vectors.shape[1] != width:
-                raise InputError(f"{self.name} holds vectors of {width} and of {vectors.shape[1]} numbers: from two encoders?")
+                raise InputError(f"{self.name} holds vectors of {width} and of {vectors.shape[1]} numbers: from two "
+                                 "encoders?")
             bad = ~np.isfinite(vectors).all(1)
             if bad.any():
                 shown = ", ".join(ids.filter(pa.array(bad)).to_pylist()[:3])
-                raise InputError(f"{self.name}: {bad.sum():,} vectors hold NaN or infinity, those of {shown}. Nothing is near "
-                                 "to them: leave these galaxies out, or represent them again")
+                raise InputError(f"{self.name}: {bad.sum():,} vectors hold NaN or infinity, those of {shown}. Nothing "
+                                 "is near to them: leave these galaxies out, or represent them again")
             yield ids, vectors, sky
 
-# %% ../nbs/60_search.ipynb #fc922f79
+# %% ../nbs/60_search.ipynb #a60d39d6
 def _text(ids, name: str) -> pa.Array:   # of strings
     "Ids of a table, all there"
     ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
-        raise InputError(f"{name}: 'id_str' is {ids.type}, not text. Read the table with read_catalog, which keeps every digit")
+        raise InputError(f"{name}: 'id_str' is {ids.type}, not text. Make it again with ids that read_catalog has "
+                         "read: that keeps every digit")
     if ids.null_count: raise InputError(f"{name}: {ids.null_count:,} rows have no id: every vector needs its galaxy's")
     return ids.cast(pa.string())
 
@@ -166,8 +168,8 @@ def _split_columns(columns, name: str) -> tuple:   # columns of vectors, columns
     if "id_str" not in columns: raise InputError(f"{name} has no column 'id_str': {near_names('id_str', columns)}")
     wide = [c for c in columns if c.startswith("feat") and c.rpartition("_")[2].isdecimal()]
     if "features" not in columns and not wide:
-        raise InputError(f"{name} has no vectors: neither 'features' nor 'feat_0', 'feat_1' ..., but {', '.join(columns[:6])}. "
-                         "represent() makes such a table")
+        raise InputError(f"{name} has no vectors: neither 'features' nor 'feat_0', 'feat_1' ..., but "
+                         f"{', '.join(columns[:6])}. represent() makes such a table")
     return ["features"] if "features" in columns else wide, [c for c in ("ra", "dec") if {"ra", "dec"} <= set(columns)]
 
 def _from_arrow(table, name: str) -> tuple:   # ids, vectors, positions
@@ -178,7 +180,7 @@ def _from_arrow(table, name: str) -> tuple:   # ids, vectors, positions
     positions = np.column_stack([table[c].to_numpy().astype(float) for c in sky]) if sky else None
     return _text(table["id_str"], name), vectors, positions
 
-# %% ../nbs/60_search.ipynb #d89a081c
+# %% ../nbs/60_search.ipynb #484275d1
 def _from_store(store: Store) -> _Table:
     "The rows of a store, each shard verified as it is read"
     name, columns = f"The store {store.root}", list(store.header["columns"] or ["id_str", "features"])
@@ -196,20 +198,23 @@ def _from_parquet(path: Path) -> _Table:
     wanted = ["id_str", *sum(_split_columns(file.schema_arrow.names, str(path)), [])]
     def read():
         try:
-            for batch in file.iter_batches(_ROWS, columns=wanted): yield _from_arrow(pa.Table.from_batches([batch]), str(path))
+            for batch in file.iter_batches(_ROWS, columns=wanted):
+                yield _from_arrow(pa.Table.from_batches([batch]), str(path))
         except (pa.ArrowException, OSError) as e:
             raise InputError(f"{path} is damaged ({str(e).splitlines()[0]}): copy or make it again") from None
     meta = json.loads((file.schema_arrow.metadata or {}).get(b"gz_nbdev", b"{}"))
     return _Table(str(path), path, sha256_file(path), meta, file.metadata.num_rows, read)
 
-# %% ../nbs/60_search.ipynb #b9023d28
+# %% ../nbs/60_search.ipynb #c0a66b9c
 def _from_arrays(ids, vectors) -> _Table:
     "Ids and vectors in memory"
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
-        raise InputError(f"Vectors are an array (galaxies, features) of numbers, not {vectors.dtype} of shape {vectors.shape}")
+        raise InputError("Vectors are an array (galaxies, features) of numbers, not "
+                         f"{vectors.dtype} of shape {vectors.shape}")
     ids = pa.array(_text_ids(ids, "The table"), pa.string())
-    if len(ids) != len(vectors): raise InputError(f"{len(ids):,} ids, but {len(vectors):,} vectors: each galaxy needs one of each")
+    if len(ids) != len(vectors):
+        raise InputError(f"{len(ids):,} ids, but {len(vectors):,} vectors: each galaxy needs one of each")
     vectors = vectors if vectors.dtype == np.float16 else vectors.astype(np.float32)
     digest = hashlib.sha256("\0".join(ids.to_pylist()).encode())
     digest.update(np.ascontiguousarray(vectors).data)
@@ -224,27 +229,28 @@ def _open_table(table) -> _Table:
     else:
         path = Path(table)
         if path.is_dir() and (path.parent / "manifest.jsonl").exists():
-            raise InputError(f"{path} is the inside of a store: give {path.parent}, whose manifest says which shards count")
+            raise InputError(f"{path} is the inside of a store: give {path.parent}, whose manifest says which shards "
+                             "count")
         if not path.exists(): raise InputError(f"There is no table at {path}")
         table = _from_store(Store(path)) if path.is_dir() else _from_parquet(path)
     if not table.rows: raise InputError(f"{table.name} has no galaxies")
     return table
 
-# %% ../nbs/60_search.ipynb #4262a811
+# %% ../nbs/60_search.ipynb #41ffc170
 EXACT_UP_TO = 200_000   # galaxies; above, the approximate engine pays
 
 class GalaxyIndex:
     "Nearest neighbours in a table of representations, exact or approximate behind one interface"
     def __init__(
         self,
-        table,                          # `Store` of `represent`, path of one or of a parquet file, or (ids, (galaxies, features) array)
+        table,                                # `Store`, path of one or of a parquet file, or (ids, vectors)
         catalog: pd.DataFrame | None = None,  # with id_str, ra, dec: positions, where the table has none
-        metric: str = "cosine",         # from the mean galaxy; or "euclidean"
-        components: int | None = None,  # reduce to so many principal components first
-        engine: str | None = None,      # "exact" or "approximate"; by default exact up to 200,000 galaxies
-        folder=None,                    # of the approximate index; by default beside the table
-        recall: float = .95,            # share of the ten true nearest that the approximate engine is tuned to find
-        device=None,                    # of the exact engine; default fastai's
+        metric: str = "cosine",               # from the mean galaxy; or "euclidean"
+        components: int | None = None,        # reduce to so many principal components first
+        engine: str | None = None,            # "exact" or "approximate"; by default exact up to 200,000 galaxies
+        folder=None,                          # of the approximate index; by default beside the table
+        recall: float = .95,                  # share of the ten true nearest that the approximate engine must find
+        device=None,                          # of the exact engine; default fastai's
         seed: int = 0,
     ):
         if metric not in METRICS: raise InputError(f"No metric {metric!r}: {near_names(metric, METRICS)}")
@@ -257,17 +263,18 @@ class GalaxyIndex:
         if self.engine == "approximate" and self.approximate is None: self._make_lists()
         if catalog is not None: self._place(catalog)
 
-# %% ../nbs/60_search.ipynb #21195a2d
+# %% ../nbs/60_search.ipynb #330d4376
 def _choose_engine(engine: str | None, rows: int) -> str:
     "The engine that was asked for, or that the size asks for"
-    engines, have = ("exact", "approximate"), _has_faiss()
-    if engine is not None and engine not in engines: raise InputError(f"No engine {engine!r}: {near_names(engine, engines)}")
+    have = _has_faiss()
+    if engine not in (None, "exact", "approximate"):
+        raise InputError(f"No engine {engine!r}: {near_names(engine, ('exact', 'approximate'))}")
     if engine == "approximate" and not have:
         raise InputError("The approximate engine needs faiss, of the extra `search`: pip install 'gz_nbdev[search]'. "
                          "engine='exact' does without")
     if engine is None and rows > EXACT_UP_TO and not have:
-        warnings.warn(f"{rows:,} galaxies are searched exactly, which takes longer: the extra `search` brings an approximate "
-                      "engine (pip install 'gz_nbdev[search]')", stacklevel=3)
+        warnings.warn(f"{rows:,} galaxies are searched exactly, which takes longer: the extra `search` brings an "
+                      "approximate engine (pip install 'gz_nbdev[search]')", stacklevel=3)
     return engine or ("approximate" if rows > EXACT_UP_TO and have else "exact")
 
 def _has_faiss() -> bool:
@@ -275,22 +282,26 @@ def _has_faiss() -> bool:
     from importlib.util import find_spec
     return find_spec("faiss") is not None
 
-# %% ../nbs/60_search.ipynb #87602274
+# %% ../nbs/60_search.ipynb #f437f2a5
 def _fit_space(table: _Table, metric: str, components: int | None, seed: int) -> tuple:   # _Space, dtype
     "The mean galaxy of a table and its principal axes"
-    chosen = np.random.default_rng(seed).permutation(table.rows)[:50_000] if components else ()
-    chosen, total, sample, at = np.sort(chosen), 0, [], 0
+    chosen = np.sort(np.random.default_rng(seed).permutation(table.rows)[:50_000])
+    total, sample, at, axes = 0, [], 0, None
     for ids, vectors, _ in table.blocks():
-        total, dtype = total + vectors.sum(0, dtype=np.float64), vectors.dtype
-        if components: sample.append(vectors[chosen[(chosen >= at) & (chosen < at + len(ids))] - at])
+        total = total + vectors.sum(0, dtype=np.float64)
+        if components is not None: sample.append(vectors[chosen[(chosen >= at) & (chosen < at + len(ids))] - at])
         at += len(ids)
-    if components is None: axes = None
-    elif 1 <= components <= min(len(chosen), len(total)):
-        axes = PCA(components, random_state=seed).fit(np.concatenate(sample).astype(np.float32)).components_.astype(np.float32)
-    else: raise InputError(f"{components} components of {len(total)} features and {table.rows:,} galaxies: give 1 to "
-                           f"{min(len(total), table.rows)}")
-    return _Space(metric, (total / table.rows).astype(np.float32), axes), np.float16 if dtype == np.float16 else np.float32
+    if components is not None:
+        most = min(len(total), len(chosen))
+        if not 1 <= components <= most:
+            raise InputError(f"{components} components of {len(total)} features and {table.rows:,} galaxies: give 1 to "
+                             f"{most}")
+        pca = PCA(components, random_state=seed).fit(np.concatenate(sample).astype(np.float32))
+        axes = pca.components_.astype(np.float32)
+    dtype = np.float16 if vectors.dtype == np.float16 else np.float32
+    return _Space(metric, (total / table.rows).astype(np.float32), axes), dtype
 
+# %% ../nbs/60_search.ipynb #32b718ee
 @patch
 def _read(self: GalaxyIndex, write: Callable) -> None:   # write: called with each block of prepared vectors
     "One pass for the space, one to prepare; ids and positions are kept"
@@ -304,7 +315,8 @@ def _read(self: GalaxyIndex, write: Callable) -> None:   # write: called with ea
     if pc.count_distinct(self.ids).as_py() < len(self.ids):
         counts = pc.value_counts(self.ids)
         twice = counts.filter(pc.greater(counts.field(1), 1)).field(0).to_pylist()
-        raise InputError(f"{self.table.name}: {len(twice):,} ids come twice ({', '.join(twice[:3])}): an id names one galaxy")
+        raise InputError(f"{self.table.name}: {len(twice):,} ids come twice ({', '.join(twice[:3])}): an id names one "
+                         "galaxy")
 
 @patch
 def _fill(self: GalaxyIndex) -> None:
@@ -320,20 +332,21 @@ def _use(self: GalaxyIndex, vectors: np.ndarray) -> None:
     sample = vectors[:_ROWS].astype(np.float32)
     self.alike = (1e-3 if vectors.dtype == np.float16 else 1e-4) * float(np.sqrt((sample**2).sum(1).mean()))
 
-# %% ../nbs/60_search.ipynb #d39de5ab
+# %% ../nbs/60_search.ipynb #de384ebd
 @patch
 def __len__(self: GalaxyIndex) -> int: return len(self.ids)
 
 @patch
 def __repr__(self: GalaxyIndex) -> str:
-    how = self.engine if self.approximate is None else f"approximate, recall@10 {self.approximate['recall']:.3f} measured"
-    return f"GalaxyIndex: {len(self):,} galaxies x {self.vectors.shape[1]}, {self.metric}, {how}"
+    how = "" if self.approximate is None else f", recall@10 {self.approximate['recall']:.3f} measured"
+    return f"GalaxyIndex: {len(self):,} galaxies x {self.vectors.shape[1]}, {self.metric}, {self.engine}{how}"
 
 @patch
 def _exact(self: GalaxyIndex, queries: np.ndarray, m: int) -> tuple:   # squared distances, rows
     "The nearest, all of them"
     if self.norms is None: self.norms = _lengths(self.vectors)
-    return _rank(queries, self.vectors, _nearest(queries, self.vectors, self.norms, min(m + 8, len(self)), self.device), m)
+    rows = _nearest(queries, self.vectors, self.norms, min(m + 8, len(self)), self.device)
+    return _rank(queries, self.vectors, rows, m)
 
 @patch
 def _search(self: GalaxyIndex, queries: np.ndarray, m: int) -> tuple:   # squared distances, rows
@@ -343,7 +356,7 @@ def _search(self: GalaxyIndex, queries: np.ndarray, m: int) -> tuple:   # square
     if (short := (rows < 0).any(1)).any(): squared[short], rows[short] = self._exact(queries[short], m)
     return squared, rows
 
-# %% ../nbs/60_search.ipynb #69ece9a5
+# %% ../nbs/60_search.ipynb #05d1fe9e
 @patch
 def neighbours(
     self: GalaxyIndex,
@@ -359,10 +372,11 @@ def neighbours(
 def _checked(self: GalaxyIndex, vectors) -> np.ndarray:
     "Query vectors of the encoder of this table"
     vectors, width = np.atleast_2d(np.asarray(vectors, np.float32)), len(self.space.mean)
-    if vectors.ndim != 2 or not len(vectors): raise InputError(f"The query has no vectors: its shape is {vectors.shape}")
+    if vectors.ndim != 2 or not len(vectors):
+        raise InputError(f"The query has no vectors: its shape is {vectors.shape}")
     if vectors.shape[1] != width:
-        raise InputError(f"The query has {vectors.shape[1]} numbers a galaxy and {self.table.name} has {width}: use the encoder "
-                         "that made the table")
+        raise InputError(f"The query has {vectors.shape[1]} numbers a galaxy and {self.table.name} has {width}: use "
+                         "the encoder that made the table")
     if not np.isfinite(vectors).all(): raise InputError("The query holds NaN or infinity: nothing is near to that")
     return vectors
 
@@ -370,7 +384,8 @@ def _checked(self: GalaxyIndex, vectors) -> np.ndarray:
 def _checked_k(self: GalaxyIndex, k: int) -> int:
     "A number of neighbours that there are"
     if not 1 <= k < max(len(self), 2):
-        raise InputError(f"k = {k}, but {self.table.name} has {len(self):,} galaxies: ask for 1 to {max(len(self) - 1, 1)}")
+        raise InputError(f"k = {k}, but {self.table.name} has {len(self):,} galaxies: ask for 1 to "
+                         f"{max(len(self) - 1, 1)}")
     return int(k)
 
 # %% ../nbs/60_search.ipynb #c2e00a2a
@@ -475,7 +490,7 @@ def _place(self: GalaxyIndex, catalog: pd.DataFrame) -> None:
                          f"{places.index[0]!r} here. Do both use the same ids?")
     self.sky = sky
 
-# %% ../nbs/60_search.ipynb #f976dce9
+# %% ../nbs/60_search.ipynb #b99e01c7
 @patch
 def by_position(
     self: GalaxyIndex,
@@ -486,18 +501,19 @@ def by_position(
     min_separation: float | None = None,
 ) -> pd.DataFrame:         # as `by_id`
     "The galaxies most like the one at a position"
-    if self.sky is None: raise InputError("The table has no ra and dec: give a catalog that has, or search by id")
+    if self.sky is None or np.isnan(self.sky).all():
+        raise InputError("The table has no ra and dec: give a catalog that has, or search by id")
     bad = [finding for finding in _check_positions(pd.DataFrame({"ra": [float(ra)], "dec": [float(dec)]}))]
     if bad: raise InputError(f"ra = {ra}, dec = {dec}: {bad[0]}")
     there = np.radians([float(ra), float(dec)])
     angles = np.degrees(angular_separation(*there, *np.radians(self.sky).T)) * 3600
     row = int(np.nanargmin(angles))
     if angles[row] > radius:
-        raise InputError(f"No galaxy within {radius:g} arcsec of ra {ra:g}, dec {dec:g}: the nearest, {self.ids[row].as_py()}, "
-                         f"is {angles[row]:,.1f} arcsec away")
+        raise InputError(f"No galaxy within {radius:g} arcsec of ra {ra:g}, dec {dec:g}: the nearest, "
+                         f"{self.ids[row].as_py()}, is {angles[row]:,.1f} arcsec away")
     return self.by_id(self.ids[row].as_py(), k, min_separation)
 
-# %% ../nbs/60_search.ipynb #14e28f4d
+# %% ../nbs/60_search.ipynb #3f4f1ef1
 _ENCODER = ("weights", "turns", "view")   # what must agree before numbers may be compared
 
 @patch
@@ -505,8 +521,8 @@ def _same_encoder(self: GalaxyIndex, meta: dict, whose: str) -> None:
     "An error where two tables say that different weights made them"
     for key in _ENCODER:
         if key in meta and key in self.meta and meta[key] != self.meta[key]:
-            raise InputError(f"{self.table.name} was made with {key} {self.meta[key]}, {whose} with {meta[key]}: their numbers "
-                             "mean different things. Represent both with the same weights and settings")
+            raise InputError(f"{self.table.name} was made with {key} {self.meta[key]}, {whose} with {meta[key]}: their "
+                             "numbers mean different things. Represent both with the same weights and settings")
 
 @patch
 def by_table(
@@ -536,7 +552,7 @@ def by_vector(
     if len(names) != len(vectors): raise InputError(f"{len(names)} names for {len(vectors)} vectors")
     return self._find(self.space(vectors), names, k)
 
-# %% ../nbs/60_search.ipynb #f05d613f
+# %% ../nbs/60_search.ipynb #e2011d75
 @patch
 def by_examples(
     self: GalaxyIndex,
@@ -554,7 +570,8 @@ def by_examples(
     query = self.vectors[wanted].astype(np.float32).mean(0)
     if len(unwanted): query += push * (query - self.vectors[unwanted].astype(np.float32).mean(0))
     if self.metric == "cosine": query /= max(np.linalg.norm(query), 1e-12)
-    return self._find(query[None], ["examples"], k, left_out=np.concatenate([wanted, unwanted]), min_separation=min_separation)
+    shown = np.concatenate([wanted, unwanted])
+    return self._find(query[None], ["examples"], k, left_out=shown, min_separation=min_separation)
 
 # %% ../nbs/60_search.ipynb #5ecb8c04
 _LISTED = 64   # dimensions kept in the lists
@@ -576,7 +593,7 @@ def _take(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:   # float32; row
     parts = [block[rows[(rows >= at) & (rows < at + len(block))] - at] for at, block in _blocks(vectors)]
     return np.concatenate(parts).astype(np.float32)
 
-# %% ../nbs/60_search.ipynb #cf09854d
+# %% ../nbs/60_search.ipynb #cea80c61
 @patch
 def _probe(self: GalaxyIndex, queries: np.ndarray, m: int, probe: int | None = None) -> tuple:
     "Squared distances and rows (-1: none): candidates from `probe` lists, put in order by the full vectors"
@@ -595,7 +612,7 @@ def _tune(self: GalaxyIndex) -> None:
     def recall(probe, candidates):
         self.approximate.update(probe=probe, candidates=candidates)
         near = self._probe(queries, m)[0]
-        each = ((near <= farthest).sum(1) - 1) / max(m - 1, 1)   # without itself; by distance, as copies are equally near
+        each = ((near <= farthest).sum(1) - 1) / max(m - 1, 1)   # without itself; copies are equally near
         self.approximate["recall"] = float(each.mean())
         return each.mean() - 1.64 * each.std() / np.sqrt(len(each))   # it is at least this, at 95% confidence
     probe, candidates, most = 1, 256 if self.vectors.shape[1] > _LISTED else 24, min(4096, n)
@@ -606,8 +623,8 @@ def _tune(self: GalaxyIndex) -> None:
         else: candidates, last = min(2 * candidates, most), recall(probe, min(2 * candidates, most))
     while last >= self.recall and candidates >= 64 and recall(probe, candidates // 2) >= self.recall: candidates //= 2
     if recall(probe, candidates) < self.recall and self.approximate["recall"] < self.recall:
-        warnings.warn(f"The approximate index finds {self.approximate['recall']:.1%} of the ten nearest, not {self.recall:.0%}; "
-                      "engine='exact' finds all", stacklevel=6)
+        warnings.warn(f"The approximate index finds {self.approximate['recall']:.1%} of the ten nearest, not "
+                      f"{self.recall:.0%}; engine='exact' finds all", stacklevel=6)
 
 @patch
 def _make_lists(self: GalaxyIndex) -> None:
@@ -617,15 +634,15 @@ def _make_lists(self: GalaxyIndex) -> None:
     self.approximate = dict(lists=faiss.extract_index_ivf(self.lists).nlist)
     self._tune()
 
-# %% ../nbs/60_search.ipynb #55551e1c
+# %% ../nbs/60_search.ipynb #c64df029
 _INDEX = 1                  # format
 _FILES = ("vectors.npy", "lists.faiss", "galaxies.parquet", "space.safetensors")
 
 @patch
 def _settings(self: GalaxyIndex) -> dict:
     "What an index depends on"
-    return dict(format=_INDEX, table=self.table.hash, metric=self.metric, components=self.components, recall=self.recall,
-                seed=self.seed)
+    return dict(format=_INDEX, table=self.table.hash, metric=self.metric, components=self.components,
+                recall=self.recall, seed=self.seed)
 
 @patch
 def _open_lists(self: GalaxyIndex, folder) -> None:
@@ -635,8 +652,8 @@ def _open_lists(self: GalaxyIndex, folder) -> None:
     if folder.exists():
         note, whose = _read_note(folder), path.name if path else None
         if note["table"] != self.table.hash and (whose is None or note["of"] != whose):
-            raise InputError(f"{folder} holds the index of {note['of'] or 'another table'}, not of {whose or 'this table'}: "
-                             "choose another folder, nothing was changed")
+            raise InputError(f"{folder} holds the index of {note['of'] or 'another table'}, not of "
+                             f"{whose or 'this table'}: choose another folder, nothing was changed")
         bad = [name for name in _FILES if note["files"].get(name) != _hash(folder / name)]
         if bad: warnings.warn(f"{folder / bad[0]} is not what was written: the index is made again", stacklevel=4)
         elif self._settings().items() <= note.items(): return self._load(folder, note)
@@ -652,10 +669,10 @@ def _read_note(folder: Path) -> dict:
         note = json.loads((folder / "index.json").read_text())
         if {"of", "table", "files", "approximate"} <= set(note) and isinstance(note["files"], dict): return note
     except (OSError, ValueError, KeyError, TypeError): pass
-    raise InputError(f"{folder} is there and is no index of this package, or its index.json is damaged: nothing was changed. "
-                     "Delete it, or choose another folder")
+    raise InputError(f"{folder} is there and is no index of this package, or its index.json is damaged: nothing was "
+                     "changed. Delete it, or choose another folder")
 
-# %% ../nbs/60_search.ipynb #39f82730
+# %% ../nbs/60_search.ipynb #a788d351
 @patch
 def _build(self: GalaxyIndex, folder: Path) -> None:
     "Make the index in a folder of its own, and move it to its place when it is whole"
@@ -667,14 +684,15 @@ def _build(self: GalaxyIndex, folder: Path) -> None:
             self._read(partial(_append, file, self.table.rows))
         self._use(np.load(fresh / "vectors.npy", mmap_mode="r"))
         self._make_lists()
-        faiss.write_index(self.lists, str(fresh / "lists.faiss"))
+        try: faiss.write_index(self.lists, str(fresh / "lists.faiss"))
+        except RuntimeError as e: raise OSError(0, str(e).splitlines()[0]) from e   # faiss has no other
         sky = {} if self.sky is None else dict(ra=self.sky[:, 0], dec=self.sky[:, 1])
         write_parquet(fresh / "galaxies.parquet", pa.table({"id_str": self.ids, **sky}))
         axes = {} if self.space.axes is None else {"axes": self.space.axes}
         save_file({"mean": self.space.mean, **axes}, fresh / "space.safetensors")
-        note = self._settings() | dict(of=self.table.path and self.table.path.name, meta=self.meta, approximate=self.approximate,
-                                       files={name: sha256_file(fresh / name) for name in _FILES})
-        atomic_write(fresh / "index.json", json.dumps(note, indent=1))
+        note = dict(of=self.table.path and self.table.path.name, meta=self.meta, approximate=self.approximate,
+                    files={name: sha256_file(fresh / name) for name in _FILES})
+        atomic_write(fresh / "index.json", json.dumps(self._settings() | note, indent=1))
         self.vectors = None
         _swap(fresh, folder)
     except OSError as e:
@@ -682,6 +700,7 @@ def _build(self: GalaxyIndex, folder: Path) -> None:
     finally: shutil.rmtree(fresh, ignore_errors=True)
     self._use(np.load(folder / "vectors.npy", mmap_mode="r"))
 
+# %% ../nbs/60_search.ipynb #7f41fb45
 def _append(file, rows: int, block: np.ndarray) -> None:
     "Write a block of a .npy file of so many rows"
     if not file.tell():
@@ -697,6 +716,7 @@ def _swap(fresh: Path, folder: Path) -> None:
     _sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/60_search.ipynb #8b23820c
 @patch
 def _load(self: GalaxyIndex, folder: Path, note: dict) -> None:
     "An index whose every file is as it was written"
@@ -709,7 +729,7 @@ def _load(self: GalaxyIndex, folder: Path, note: dict) -> None:
     self.sky = np.column_stack([galaxies["ra"], galaxies["dec"]]) if "ra" in galaxies.column_names else None
     self._use(np.load(folder / "vectors.npy", mmap_mode="r"))
 
-# %% ../nbs/60_search.ipynb #3d1ae8cb
+# %% ../nbs/60_search.ipynb #e1c8b4d3
 @patch
 def by_picture(
     self: GalaxyIndex,
@@ -728,7 +748,8 @@ def by_picture(
     with torch.no_grad():
         for ids, pixels in batches:
             names += ids
-            vectors.append(pooled_features(encoder, weights.view.normalise(pixels.to(self.device)), turns).cpu().numpy())
+            x = weights.view.normalise(pixels.to(self.device))
+            vectors.append(pooled_features(encoder, x, turns).cpu().numpy())
     if bad: raise InputError(f"{len(bad)} pictures cannot be used; {bad[0][0]}: {bad[0][1]}")
     if not names: raise InputError("The query has no pictures")
     return self.by_table((names, np.concatenate(vectors)), k)
@@ -763,7 +784,7 @@ def neighbour_sheet(
         titles += [cell[1] for cell in cells]
     return image_grid(torch.stack(images), titles, ncols=columns, side=1.3)
 
-# %% ../nbs/60_search.ipynb #a7467770
+# %% ../nbs/60_search.ipynb #5d2b0561
 def precision_at_k(
     features,                       # (galaxies, features) representations
     labels,                         # (galaxies,) true for the class, or the name of a class; missing ones are left out
@@ -779,8 +800,9 @@ def precision_at_k(
     features, labels = features[known], labels[known].to_numpy()
     classes = [True] if labels.dtype == bool or set(labels) <= {0, 1} else sorted(set(labels))
     if (few := [c for c in classes if (labels == c).sum() < 2]):
-        raise InputError(f"{(labels == few[0]).sum()} galaxies of class {few[0]}: at least two are needed, to find each other")
-    index = GalaxyIndex((range(len(features)), features), metric=metric, components=components, engine="exact", device="cpu")
+        raise InputError(f"{(labels == few[0]).sum()} galaxies of class {few[0]}: at least two are needed, to find "
+                         "each other")
+    index = GalaxyIndex((range(len(features)), features), metric=metric, components=components, engine="exact")
     rows = index.neighbours(features, min(k + 1, len(features) - 1))[1]
     itself = rows == np.arange(len(rows))[:, None]
     itself[~itself.any(1), -1] = True   # behind its copies: then the last one goes
@@ -790,7 +812,7 @@ def precision_at_k(
     columns = ["galaxies", "precision", "precision_lower90", "precision_upper90", "chance"]
     return pd.DataFrame.from_dict(out, orient="index", columns=columns)
 
-# %% ../nbs/60_search.ipynb #2d5b02f3
+# %% ../nbs/60_search.ipynb #8b92d8cf
 def search_table(
     table,                          # as of `GalaxyIndex`
     ids=None,                       # ask by ids ...
@@ -803,14 +825,16 @@ def search_table(
     k: int = 10,
     radius: float = 5.,             # arcsec around the position
     min_separation: float | None = None,  # arcsec; drop what is closer to the query, or to a better result
-    **settings,                     # of `GalaxyIndex`: catalog, metric, components, engine, folder, recall, device, seed
+    **settings,                     # of `GalaxyIndex`: catalog, metric, components, engine, folder, recall, device
 ) -> pd.DataFrame:                  # query, id_str, rank, distance; ra and dec if known
     "Open a table and search it, by exactly one of the ways to ask"
     asked = dict(ids=ids, pictures=pictures, position=position, examples=examples, queries=queries)
     asked = [name for name, value in asked.items() if value is not None]
     if len(asked) != 1:
-        raise InputError(f"Ask in one way: by ids, pictures, position, examples or queries, not by {' and '.join(asked) or 'none'}")
-    if pictures is not None and weights is None: raise InputError("To search by picture takes the weights that made the table")
+        raise InputError("Ask in one way: by ids, pictures, position, examples or queries, not by "
+                         f"{' and '.join(asked) or 'none'}")
+    if pictures is not None and weights is None:
+        raise InputError("To search by picture takes the weights that made the table")
     if len(negatives) and examples is None: raise InputError("Negatives go with examples: what is wanted?")
     index = GalaxyIndex(table, **settings)
     if ids is not None: return index.by_id(ids, k, min_separation)
