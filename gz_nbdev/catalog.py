@@ -6,8 +6,8 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/catalog.html.md"""
 
 # %% auto #0
 __all__ = ['ID_NAMES', 'FILE_NAMES', 'RA_NAMES', 'DEC_NAMES', 'FORMATS', 'GZ1_CLASSES', 'read_table', 'read_ring_catalog',
-           'read_hart16', 'read_kaggle', 'read_decals', 'read_efigi', 'read_gz1', 'read_catalog', 'Finding', 'Report',
-           'match_sky', 'match_ids', 'check_catalog', 'split_catalog']
+           'read_hart16', 'read_kaggle', 'read_decals', 'read_efigi', 'read_gz1', 'read_catalog', 'read_folder',
+           'Finding', 'Report', 'match_sky', 'match_ids', 'check_catalog', 'split_catalog']
 
 # %% ../nbs/05_catalog.ipynb #514c803a
 import csv
@@ -464,6 +464,27 @@ def read_catalog(
     catalog = reader(table, root)
     catalog.attrs["root"] = None if root is None else str(root)
     return catalog
+
+# %% ../nbs/05_catalog.ipynb #4fce952b
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
+
+def read_folder(
+    root,           # of pictures, in folders as deep as you like
+) -> pd.DataFrame:  # id_str, file_loc relative to `root`, and `folder` where there are any
+    "The pictures under a folder as a catalog, each named by its file"
+    root = Path(root)
+    if not root.is_dir(): raise InputError(f"There is no folder {str(root)!r}")
+    files = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
+    if not files: raise InputError(f"There is no picture under {str(root)!r}: none of its files ends in {', '.join(_PICTURES)}")
+    ids = [p.stem for p in files]
+    if len(set(ids)) < len(ids): ids = [p.with_suffix("").as_posix() for p in files]   # the same name in two folders
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise InputError(f"Two pictures under {str(root)!r} are called {twice!r} but for their ends: rename one, or write a table")
+    folders = [p.parent.as_posix() for p in files]
+    catalog = pd.DataFrame({"id_str": ids, "file_loc": [p.as_posix() for p in files]}, dtype="str")
+    catalog.attrs["root"] = str(root)
+    return catalog.assign(folder=folders) if set(folders) != {"."} else catalog
 
 # %% ../nbs/05_catalog.ipynb #75ca6f82
 _ICONS = {"error": "✗", "warning": "!", "ok": "✓"}

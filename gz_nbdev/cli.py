@@ -7,7 +7,7 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/cli.html.md"""
 # %% auto #0
 __all__ = ['TRAIN_SIZE', 'TRAIN_CROP', 'Tour', 'open_tour', 'TourData', 'simulated_data', 'users_data', 'train_on_votes',
            'judge_votes', 'judge_class', 'fold_errors', 'compare_encoders', 'judge_anomalies', 'labels_to_use',
-           'run_tour', 'gz_tour', 'gz_simulate', 'gz_check']
+           'run_tour', 'gz_tour', 'gz_simulate', 'gz_check', 'open_galaxies', 'gz_train', 'gz_predict']
 
 # %% ../nbs/98_cli.ipynb #40d73897
 import functools
@@ -15,7 +15,7 @@ import json
 import platform
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +31,14 @@ from sklearn.preprocessing import StandardScaler
 
 import gz_nbdev
 from .schema import InputError, Schema, get_schema, near_names
-from .catalog import check_catalog, read_catalog, read_table, split_catalog
-from .store import atomic_write, write_parquet
+from .catalog import check_catalog, read_catalog, read_folder, read_table, split_catalog
+from .store import atomic_write, write_parquet, write_table
 from .simulate import draw_galaxies, simulate_survey, vote_model
-from .data import FolderImages, View, check_images, galaxy_dls, load_pixels
+from .data import FolderImages, ParquetImages, View, check_images, load_hub, load_pixels
 from .metrics import bootstrap, mean_fractions, vote_differences, vote_errors
-from .models import Weights, create_encoder, imagenet_weights, load_weights, save_weights, shipped_weights
-from .train import fit_for, galaxy_learner
-from .predict import predict
+from .models import Weights, create_encoder, imagenet_weights, load_weights, note_temperature, shipped_weights
+from .train import TensorBoardLog, WandbLog, machine_name, train_votes
+from .predict import calibrate, predict, published_catalog
 from .represent import represent
 from .finetune import cross_validate, fit_class, pick_labels
 from .anomaly import SCORERS, anomaly_report, score_anomalies
@@ -173,31 +173,18 @@ TRAIN_SIZE, TRAIN_CROP = 64, .45  # pixels of the network's view, and the centra
 def train_on_votes(
     tour: Tour,
     data: TourData,
-    name: str,                # of the weights, a folder in `tour.out`
+    name: str,                # of the folder in `tour.out`
     view: View,
     encoder: str,              # any name that `create_encoder` takes
     minutes: float,
     epochs: int | None = None, # instead of minutes
 ) -> Weights:
-    "Train on the votes of the training half; weights that are there already are read"
-    folder = tour.out / name
-    if (folder / "gz.json").exists(): return load_weights(folder)
+    "Train on the votes of the training half, from where it was left"
     pixels = load_pixels(data.source, view, tour.out / "cache")
-    dls = galaxy_dls(data.catalog, pixels, schema=data.schema, view=view, bs=32, seed=tour.settings["seed"], device=tour.device)
-    learn = galaxy_learner(dls, encoder=encoder, seed=tour.settings["seed"])
-    experienced = encoder in shipped_weights() or Path(encoder).is_dir()
-    done = fit_for(learn, **({"epochs": epochs} if epochs else {"minutes": minutes}), lr=5e-4 if experienced else 2e-3, seed=tour.settings["seed"])
-    if done["stopped"]: raise InputError(f"training stopped: {done['stopped']}")
-    history = done.pop("history")
-    history.to_csv(tour.out / f"{name}_history.csv")
-    about = f"Trained on the votes of {data.trains.sum():,} galaxies ({data.schema.name}), {done['epochs']} epochs, {done['seconds']:.0f} s on {_machine(tour.device)}."
-    metrics = {k: done[k] for k in ("epochs", "seconds", "lr", "seed")} | history.iloc[-1].to_dict()
-    save_weights(learn.model, folder, view, data.schema, metrics, about)
-    return load_weights(folder)
+    return train_votes(data.catalog, pixels, tour.out / name, data.schema, view, encoder, **_budget(minutes, epochs),
+                       seed=tour.settings["seed"], device=tour.device)
 
-def _machine(device):
-    "The device in words"
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+def _budget(minutes, epochs) -> dict: return dict(epochs=epochs) if epochs else dict(minutes=minutes)
 
 # %% ../nbs/98_cli.ipynb #aa5202f7
 def _number(name, value, interval, chance, chance_name="chance", better="higher"):
@@ -409,11 +396,11 @@ def _road_weights(tour, data, view, encoder, minutes, epochs):
         tour.say(f"train {encoder} on simulated galaxies first")
         schema = data.schema.name if data.schema is not None and _simulates(data.schema) else "dr5+rings"
         simulated = simulated_data(tour, tour.settings["galaxies"], tour.settings["size"], schema, "simulated", tour.settings["seed"])
-        before = train_on_votes(tour, simulated, "weights_simulated", view, encoder, minutes, epochs)
-        encoder, minutes = str(tour.out / "weights_simulated"), minutes / 2
+        before = train_on_votes(tour, simulated, "training_simulated", view, encoder, minutes, epochs)
+        encoder, minutes = str(tour.out / "training_simulated" / "weights"), minutes / 2
     if data.schema is None: return before, before
     tour.say(f"train on the votes of {data.trains.sum():,} galaxies")
-    return train_on_votes(tour, data, "weights", view, encoder, minutes, epochs), before
+    return train_on_votes(tour, data, "training", view, encoder, minutes, epochs), before
 
 def _simulates(schema):
     "Whether simulated volunteers can answer this tree"
@@ -471,7 +458,7 @@ def run_tour(
         tour.say("predict what volunteers would say")
         predictions = predict(weights, pixels, tour.out / "predictions", seed=seed, device=tour.device).read()
         found, results["votes"] = judge_votes(data, predictions)
-        sections.append(functools.partial(_vote_section, page, data, predictions, results["votes"], found, tour.out / "weights_history.csv"))
+        sections.append(functools.partial(_vote_section, page, data, predictions, results["votes"], found, tour.out / "training" / "history.csv"))
         results["numbers"] += found
     tour.say("represent every galaxy")
     ids, features = represent(weights, pixels, tour.out / "representations", device=tour.device).read_features()
@@ -506,7 +493,7 @@ def _write_page(tour, page, data, results, sections):
         page.table(results["comparison"], "`chance` is one half for an area, the error of guessing the mean for an error.", ".3f")
     page.section("What the checks found")
     for report in data.reports: page.checks(report)
-    page.footer(dict(version=gz_nbdev.__version__, date=time.strftime("%Y-%m-%d"), command=" ".join(["gz-tour", *sys.argv[1:]]), machine=_machine(tour.device),
+    page.footer(dict(version=gz_nbdev.__version__, date=time.strftime("%Y-%m-%d"), command=" ".join(["gz-tour", *sys.argv[1:]]), machine=machine_name(tour.device),
                      seed=tour.settings["seed"], versions=dict(python=platform.python_version(), torch=str(torch.__version__), pandas=pd.__version__)))
     return page.write(tour.out / "report.html")
 
@@ -562,7 +549,7 @@ def gz_check(
     label: str = "",       # column of a class
 ):
     "Say what machine and versions these are, and what is wrong with a catalog and its pictures; exit code 2 if anything must be mended"
-    print(f"gz_nbdev {gz_nbdev.__version__}, Python {platform.python_version()}, torch {torch.__version__}, {_machine(torch.device(default_device()))}")
+    print(f"gz_nbdev {gz_nbdev.__version__}, Python {platform.python_version()}, torch {torch.__version__}, {machine_name(torch.device(default_device()))}")
     if not catalog: return
     table = read_catalog(catalog, root=root or None)
     report = check_catalog(table, schema or None, label=label or None)
@@ -572,3 +559,136 @@ def gz_check(
         report = check_images(FolderImages(table, root or Path(catalog).parent))
         print(report)
         report.raise_errors()
+
+# %% ../nbs/98_cli.ipynb #8778be81
+def open_galaxies(
+    catalog,               # table, parquet file with pictures, folder, or "hf-hub:owner/name@revision"
+    root="",               # folder of the pictures of a table; by default that of the table
+    split: str = "train",  # of a hub data set
+    stream: bool = False,  # read a hub data set as it comes, without downloading it first
+):                         # a source; its `catalog` is the table (of a stream: after the first pass)
+    "The galaxies that a command is about, in any of the forms they come in"
+    name = str(catalog)
+    if name.startswith("hf-hub:"):
+        name, _, revision = name.removeprefix("hf-hub:").partition("@")
+        return load_hub(name, revision or None, split=split, streaming=stream)
+    path = Path(name)
+    if path.is_dir() and (path / "README.md").exists() and any(path.glob("**/*.parquet")):
+        return load_hub(path, split=split, streaming=stream)
+    if path.is_dir(): table, root = read_folder(path), path
+    else: table = read_catalog(name, root=root or None)
+    if "file_loc" in table: source = FolderImages(table, root or path.parent)
+    elif path.suffix == ".parquet" and "image" in table: source = ParquetImages(path)
+    else: raise InputError(f"{name} says of no galaxy where its picture is: name the files in a column file_loc, relative to "
+                           f"{str(root or path.parent)!r} (another folder: --root), or keep the pictures in a column image")
+    source.catalog = table
+    return source
+
+# %% ../nbs/98_cli.ipynb #34da36ae
+@_command
+def gz_train(
+    out: str = "gz-train-out",       # folder of weights, history and checkpoints; what is there is gone on with
+    catalog: str = "",               # table, picture table, folder or hf-hub:owner/name@revision; without it a survey is simulated
+    root: str = "",                  # folder that the pictures of a table are in; by default that of the table
+    split: str = "train",            # of a hub data set
+    stream: store_true = False,      # read a hub data set as it comes, without downloading it first
+    schema: str = "",                # campaign of the votes, such as dr5; by default told by the columns
+    weights: str = "gz-sim-small",   # what to start from: a shipped name, a folder, or any encoder of timm
+    size: int = 0,                   # pixels of the view; by default those of the weights, or 128
+    crop: float = 0.,                # central part of the picture that is shown; by default that of the weights, or 1
+    greyscale: store_true = False,   # brightness alone
+    galaxies: int = 3000,            # how many to simulate, without a catalog
+    minutes: float = 10.,            # of training
+    epochs: int = 0,                 # of training, instead of minutes
+    lr: float = 0.,                  # highest learning rate; by default by what it starts from
+    patience: int = 0,               # stop after so many epochs without a better validation loss
+    layer_decay: float = 0.,         # each group of layers learns at this fraction of the rate of the next
+    freeze: str = "",                # encoder, or how many of the first groups of layers stay as they are
+    precision: str = "",             # bf16, or fp16 on a GPU; by default float32
+    average: float = 0.,             # decay of a moving average of the weights, such as .999
+    log: str = "",                   # tensorboard or wandb, beside the table of losses
+    seed: int = 0,                   # of everything that is drawn
+    device: str = "",                # cpu or cuda; by default the GPU if there is one
+):
+    "Train on volunteer votes: a weights folder with temperatures, the losses of every epoch, and checkpoints to go on from"
+    out, device = Path(out), _device(device)
+    if log not in ("", "tensorboard", "wandb"): raise InputError(f"--log {log!r}: {near_names(log, ['tensorboard', 'wandb'])}")
+    create_encoder(weights)
+    if schema: get_schema(schema)
+    if not catalog: catalog = _practice(out, galaxies, schema, seed, device)
+    source = open_galaxies(catalog, root, split, stream)
+    view = _view(weights, size, crop, greyscale)
+    pixels = load_pixels(source, view, out / "cache")
+    table = source.catalog
+    tree = get_schema(schema) if schema else Schema.from_columns(list(table))
+    report = check_catalog(table, tree)
+    print(report)
+    report.raise_errors()
+    if len(pixels.failures): print(f"{len(pixels.failures):,} pictures cannot be used; the first: {' '.join(pixels.failures.iloc[0])}")
+    levers = dict(layer_decay=layer_decay or None, precision=precision or None, average=average or None,
+                  freeze=int(freeze) if freeze.isdigit() else freeze or None, cbs=_dashboard(log, out))
+    if "split" not in table and "is_valid" not in table: table = table.assign(split=split_catalog(table, valid=.1, seed=seed))
+    trained = train_votes(table, pixels, out, tree, view, weights, **_budget(minutes, epochs), lr=lr or None, seed=seed,
+                          patience=patience or None, device=device, **levers)
+    if trained.temperature is None:
+        factors = calibrate(trained, table[_validates(table)], pixels, device=device).temperature
+        trained = note_temperature(out / "weights", factors)
+    print(_of_weights(trained, out / "weights"))
+
+def _practice(out, galaxies, schema, seed, device) -> Path:
+    "The table of a simulated survey, drawn once"
+    table = out / "survey" / "catalog.parquet"
+    if not table.exists(): simulate_survey(galaxies, size=144, seed=seed, schema=schema or "dr5", root=table.parent, device=device)
+    return table
+
+def _view(weights, size, crop, greyscale) -> View:
+    "How pictures are shown: as the weights were taught, but for what was asked"
+    known = weights in shipped_weights() or Path(weights).is_dir()
+    view = load_weights(weights).view if known else View()
+    return replace(view, size=size or view.size, crop=crop or view.crop, greyscale=greyscale or view.greyscale)
+
+def _dashboard(log, out) -> list:
+    "The callback that sends losses to where people watch"
+    if log == "tensorboard": return [TensorBoardLog(out / "tensorboard")]
+    return [WandbLog("gz_nbdev", dir=str(out))] if log else []
+
+# %% ../nbs/98_cli.ipynb #f8e2cdcf
+def _validates(table) -> np.ndarray:
+    "Which rows of a table validate"
+    return (table.is_valid.astype(bool) if "is_valid" in table else table.split == "valid").to_numpy()
+
+def _of_weights(weights, folder) -> str:
+    "Where the weights are, and how good the best epoch was"
+    raised = [f"{q.text} {t:.2f}" for q, t in zip(weights.schema.questions, weights.temperature or []) if t != 1]
+    figures = ", ".join(f"{name} {weights.info['metrics'][name]:.4g}" for name in ("epochs", "valid_loss", "fraction_error"))
+    return f"{folder}: {figures}; temperatures {', '.join(raised) or 'all 1'}\nNext: gz-predict --weights {folder} --catalog ..."
+
+# %% ../nbs/98_cli.ipynb #b62242d8
+@_command
+def gz_predict(
+    out: str = "gz-predict-out",     # folder of the predictions; what is there is gone on with
+    catalog: str = "",               # table, picture table, folder or hf-hub:owner/name@revision
+    root: str = "",                  # folder that the pictures of a table are in; by default that of the table
+    split: str = "train",            # of a hub data set
+    stream: store_true = False,      # read a hub data set as it comes, without downloading it first
+    weights: str = "gz-sim-small",   # a shipped name or a folder; several, with commas between, are an ensemble
+    turns: int = 4,                  # quarter turns of each picture that are mixed, 1 to 4
+    passes: int = 1,                 # more than 1: so many passes with dropout
+    concentrations: store_true = False,   # keep them, for joint probabilities and counts
+    published: store_true = False,   # names and columns of the published automatic catalogues
+    table: str = "parquet",          # form of the final table: parquet, csv, fits or vot
+    seed: int = 0,                   # of the dropout
+    device: str = "",                # cpu or cuda; by default the GPU if there is one
+):
+    "Vote fractions with 90% intervals for every galaxy of a catalog"
+    out, device, forms = Path(out), _device(device), ("parquet", "csv", "fits", "vot")
+    if table not in forms: raise InputError(f"--table {table!r}: {near_names(table, forms)}")
+    if not catalog: raise InputError("say which galaxies, with --catalog: a table, a folder of pictures, or hf-hub:owner/name@revision")
+    networks = [load_weights(name.strip()) for name in weights.split(",")]
+    source = open_galaxies(catalog, root, split, stream)
+    store = predict(networks, source, out / "store", turns, passes, seed=seed, concentrations=concentrations, device=device)
+    found = store.read([c for c in store.header["columns"] if c != "concentrations"])
+    if published: found = published_catalog(found, networks[0].schema, "desi")
+    path = write_table(out / f"predictions.{table}", found, dict(store.header["meta"], data=getattr(source, "card", None)))
+    print(f"{store.summary}\n{path}: {len(found):,} rows, {found.shape[1]} columns")
+    if len(store.failures()): print(f"quarantined: {out / 'store' / 'failures.parquet'}; the first: {' '.join(store.failures().iloc[0])}")

@@ -38,12 +38,19 @@ def _shipped(name) -> Path | None:
     return folder if str(name) in shipped_weights() else None
 
 # %% ../nbs/35_models.ipynb #c28a8f7d
+def _refuse_pickle(path):
+    "An error for a file where a folder of weights belongs"
+    if path.suffix in (".pkl", ".pt", ".pth", ".ckpt", ".bin") or path.is_file():
+        raise InputError(f"{path} is a file: weights are a folder with gz.json and model.safetensors. Pickled weights "
+                         "(.pkl, .pt, .ckpt) can run any code when they are opened and are not read.")
+
 def create_encoder(
     name: str = "resnet10t",   # a timm name, "hf-hub:owner/name", one of `shipped_weights()` or a folder of weights
     pretrained: bool = False,  # load timm's published weights (needs the network, once)
 ) -> nn.Module:                # (B, 3, H, W) -> (B, features)
     "A timm encoder without a classifier"
     name = str(_shipped(name) or name)
+    _refuse_pickle(Path(name))
     if Path(name).is_dir(): return timm.create_model(f"local-dir:{name}", pretrained=True, num_classes=0)
     if ":" not in name and not timm.is_model(name.split(".")[0]):
         raise InputError(f"no encoder is called {name!r}. {near_names(name, [*shipped_weights(), *timm.list_models()])}")
@@ -164,9 +171,7 @@ def save_weights(
 # %% ../nbs/35_models.ipynb #fd9febb2
 def _checked_info(folder):
     "gz.json of a weights folder whose files are all there and unchanged"
-    if folder.suffix in (".pkl", ".pt", ".pth", ".ckpt", ".bin") or folder.is_file():
-        raise InputError(f"{folder} is a file: weights are a folder with gz.json and model.safetensors. Pickled weights "
-                         "(.pkl, .pt, .ckpt) can run any code when they are opened and are not read.")
+    _refuse_pickle(folder)
     if not (folder / "gz.json").is_file():
         raise InputError(f"{folder} has no gz.json, so it is not a weights folder written by `save_weights`; of the shipped ones, "
                          f"{near_names(str(folder), shipped_weights())}")

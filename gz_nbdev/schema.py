@@ -596,7 +596,7 @@ def _refuse_parts(
                              "table.reindex(columns=..., fill_value=0)), or write a smaller tree with Schema.from_text")
 
 # %% ../nbs/00_schema.ipynb #2f1a479a
-_NOT_ANSWERS = {"fraction", "debiased", "total-votes", "total", "asked", "lower90", "upper90", "str", "loc", "id"}
+_NOT_ANSWERS = {"fraction", "debiased", "entropy", "information", "total-votes", "total", "asked", "lower90", "upper90", "str", "loc", "id"}
 
 def _guess(
     columns: list,

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from .schema import InputError, Schema
 from .store import atomic_write, sha256_file
-from .data import Augment, GalaxyDL, View, galaxy_dls, load_pixels
+from .data import Augment, GalaxyDL, PixelCache, View, galaxy_dls, load_pixels
 from .losses import DirichletMultinomialLoss, expected_fractions, question_membership, to_concentrations
 from .models import GalaxyModel, Weights, create_encoder, load_weights, save_weights, shipped_weights
 
@@ -558,6 +558,7 @@ def _run_folder(out):
 def _train(learn: Learner, epochs, lr, seed, log: EpochLog, cbs) -> None:
     "One cycle, from the epoch on that `log` has not seen"
     def epochs_left():
+        if getattr(getattr(learn, "progress", None), "mbar", None): learn.progress.mbar.update(0)  # a bar begins at nothing
         for learn.epoch in range(len(log.rows), learn.n_epoch):
             if log.waited_enough: return
             learn.dls.train.seed, learn.dls.train.epoch = seed, learn.epoch  # all that order and turns depend on
@@ -673,12 +674,19 @@ def save_learner(
     device = torch.device(learn.dls.device)
     told = (f"Trained on the votes of {len(learn.dls.train_ds):,} galaxies ({learn.dls.schema.name}), "
             f"{done['epochs']} epochs, {done['seconds']:.0f} s on {machine_name(device)}.")
-    return save_weights(learn.model, folder, learn.dls.view, learn.dls.schema, metrics, f"{told} {about}".strip())
+    return save_weights(learn.model, folder, learn.dls.view, learn.dls.schema, metrics, f"{told} {_of_data(learn.dls)} {about}".strip())
+
+def _of_data(dls) -> str:
+    "Whose pictures and votes these are, where the data set says so"
+    card = getattr(dls, "card", None)
+    if not card: return ""
+    revision = f", revision {card['revision']}" if card["revision"] else ""
+    return f"Data: {card['title'] or card['name']}{revision}; licence: {card['licence']}. {card['conditions']}".strip()
 
 # %% ../nbs/40_train.ipynb #0ce20391
 def train_votes(
     catalog: pd.DataFrame,               # `id_str`, votes, and if it has them `split` or `is_valid`
-    source,                              # of the pictures
+    source,                              # of the pictures, or a `PixelCache`
     out,                                 # folder for weights, history, checkpoints and the pixel cache
     schema=None,                         # name or `Schema` of the votes; None = told by the columns
     view: View | None = None,            # None = that of the encoder, if it is a weights folder, else `View()`
@@ -697,7 +705,7 @@ def train_votes(
     "Weights trained on the votes of a catalog; what is in `out` is gone on with"
     experienced = encoder in shipped_weights() or Path(encoder).is_dir()
     view = view or (load_weights(encoder).view if experienced else View())
-    pixels = load_pixels(source, view, Path(out) / "cache", progress=progress)
+    pixels = source if isinstance(source, PixelCache) else load_pixels(source, view, Path(out) / "cache", progress=progress)
     dls = galaxy_dls(catalog, pixels, schema=schema, view=view, bs=bs, seed=seed, device=device)
     learn = galaxy_learner(dls, encoder=encoder, seed=seed, **kwargs)
     lr = lr or (5e-4 if experienced else 2e-3)

@@ -49,12 +49,12 @@ def toured(survey, tmp_path_factory):
 
 def test_tour_leaves_what_it_promises(toured, survey):
     names = {p.name for p in toured.iterdir()}
-    assert {"report.html", "weights", "predictions", "representations", "class.parquet", "anomalies.parquet", "tour.json"} <= names
+    assert {"report.html", "training", "predictions", "representations", "class.parquet", "anomalies.parquet", "tour.json"} <= names
     ids = set(survey[1].id_str)
     assert set(Store(toured / "predictions").read().id_str) == ids == set(Store(toured / "representations").read_features()[0])
     scores = pd.read_parquet(toured / "anomalies.parquet")
     assert set(scores.id_str) == ids and scores.anomaly_score.between(0, 100).all()
-    weights = load_weights(toured / "weights")
+    weights = load_weights(toured / "training" / "weights")
     assert weights.schema.columns == get_schema("dr5").columns and weights.info["metrics"]["epochs"] == 1
 
 
@@ -126,7 +126,7 @@ def test_bad_tables_end_in_one_sentence(change, kwargs, words, survey, tmp_path,
     (table if change is None else change(table)).to_csv(tmp_path / "catalog.csv", index=False)
     said = fails(capsys, gz_tour, out=str(tmp_path / "out"), catalog=str(tmp_path / "catalog.csv"), root=str(root), **QUICK | kwargs)
     for word in words: assert word in said
-    assert not (tmp_path / "out" / "weights").exists(), "something was computed before the error was found"
+    assert not (tmp_path / "out" / "training").exists(), "something was computed before the error was found"
 
 
 def test_ids_that_were_floats(survey, tmp_path, capsys):
@@ -156,7 +156,7 @@ def test_paths_that_cannot_be_used(what, survey, tmp_path, capsys):
 
 def test_too_few_rings_are_said_before_training(tmp_path, capsys):
     said = fails(capsys, gz_tour, out=str(tmp_path / "out"), **QUICK | dict(galaxies=60))
-    assert "ring" in said and "At least" in said and not (tmp_path / "out" / "weights").exists()
+    assert "ring" in said and "At least" in said and not (tmp_path / "out" / "training").exists()
 
 
 def test_a_torn_tour_json(tmp_path):

@@ -1,0 +1,225 @@
+"gz-train and gz-predict as people call them: from every form of catalog, killed and started again, and on bad input"
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gz_nbdev.catalog import read_catalog
+from gz_nbdev.cli import gz_predict, gz_train
+from gz_nbdev.data import ArrayImages, write_hub_folder
+from gz_nbdev.models import load_weights
+from gz_nbdev.schema import get_schema
+from gz_nbdev.simulate import simulate_survey
+from gz_nbdev.store import Store, sha256_file
+
+QUICK = dict(weights="test_resnet", size=32, epochs=2)
+DR5 = get_schema("dr5")
+
+
+def fails(capsys, command, **kwargs):
+    "What the command says when it ends with exit code 2"
+    with pytest.raises(SystemExit) as stop: command(**kwargs)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "error: " in said and "Traceback" not in said
+    return said.split("error: ", 1)[1]
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    "A hundred galaxies on disk, with a table of votes"
+    root = tmp_path_factory.mktemp("survey")
+    simulate_survey(100, size=48, seed=3, root=root, progress=False)
+    read_catalog(root / "catalog.parquet").to_csv(root / "catalog.csv", index=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(survey, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "run"
+    gz_train(out=str(out), catalog=str(survey / "catalog.csv"), **QUICK)
+    return out
+
+
+@pytest.fixture(scope="module")
+def hub_folder(tmp_path_factory):
+    "The 98 columns of Galaxy Zoo DESI, each galaxy in one of three campaigns"
+    desi = get_schema("gz_desi")
+    made = simulate_survey(60, size=48, seed=4, schema=desi, progress=False)
+    votes, campaigns = made.catalog.copy(), ("dr12", "dr5", "dr8")
+    for i, name in enumerate(campaigns): votes.loc[np.arange(60) % 3 != i, get_schema(name).columns] = 0
+    folder = tmp_path_factory.mktemp("hub") / "gz_desi"
+    write_hub_folder(votes, ArrayImages(votes.id_str, made.images), folder, "Simulated", "cc-by-4.0", "Cite it.")
+    return folder
+
+
+def changed(survey, tmp_path, **columns):
+    "The path of the table with other columns; None leaves one out"
+    table = pd.read_csv(survey / "catalog.csv", dtype=dict(id_str=str))
+    for name, values in columns.items():
+        if values is None: del table[name]
+        else: table[name] = values
+    table.to_csv(tmp_path / "changed.csv", index=False)
+    return str(tmp_path / "changed.csv")
+
+
+def test_training_leaves_what_it_promises(trained, capsys):
+    weights = load_weights(trained / "weights")
+    assert weights.schema.columns == DR5.columns and weights.view.size == 32
+    assert len(weights.temperature) == len(DR5.questions) and "temperature" in (trained / "weights" / "README.md").read_text()
+    history = pd.read_csv(trained / "history.csv", index_col=0)
+    assert len(history) == 2 and {f"{q.name}_loss" for q in DR5.questions} <= set(history)
+    losses = history[[f"{q.name}_loss" for q in DR5.questions]].sum(axis=1)
+    np.testing.assert_allclose(losses, history.valid_loss, rtol=1e-3)
+
+
+def test_finished_training_is_not_done_again(trained, survey, capsys):
+    before = sha256_file(trained / "weights" / "gz.json")
+    gz_train(out=str(trained), catalog=str(survey / "catalog.csv"), **QUICK)
+    assert sha256_file(trained / "weights" / "gz.json") == before and "gz-predict" in capsys.readouterr().out
+
+
+def test_predictions_from_a_table_a_folder_and_an_ensemble(trained, survey, tmp_path, capsys):
+    two = f"{trained / 'weights'},{trained / 'weights'}"
+    for name, catalog, weights in (("table", survey / "catalog.csv", trained / "weights"), ("folder", survey / "images", trained / "weights"),
+                                   ("two", survey / "catalog.csv", two)):
+        gz_predict(out=str(tmp_path / name), catalog=str(catalog), weights=str(weights))
+    assert "100 written + 0 quarantined = 100 galaxies" in capsys.readouterr().out
+    tables = {name: pd.read_parquet(tmp_path / name / "predictions.parquet").set_index("id_str").sort_index() for name in ("table", "folder", "two")}
+    assert set(tables["table"].index) == set(pd.read_csv(survey / "catalog.csv", dtype=str).id_str) == set(tables["folder"].index)
+    for other in ("folder", "two"): np.testing.assert_allclose(tables["table"], tables[other], rtol=1e-4, atol=1e-5)
+    assert {f"{c}_fraction{end}" for c in DR5.columns for end in ("", "_lower90", "_upper90")} <= set(tables["table"])
+
+
+@pytest.mark.parametrize("form", ["csv", "fits", "vot"])
+def test_published_form_in_every_format(trained, survey, tmp_path, form):
+    gz_predict(out=str(tmp_path), catalog=str(survey / "catalog.csv"), weights=str(trained / "weights"), table=form, published=True)
+    gz_predict(out=str(tmp_path), catalog=str(survey / "catalog.csv"), weights=str(trained / "weights"), published=True)
+    back, first = read_catalog(tmp_path / f"predictions.{form}"), pd.read_parquet(tmp_path / "predictions.parquet")
+    assert list(back.id_str) == list(first.id_str) and "smooth-or-featured_smooth_fraction" in back
+    np.testing.assert_allclose(back["bar_proportion_volunteers_asked"].astype(float), first["bar_proportion_volunteers_asked"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_all_98_columns_from_a_hub_data_set(hub_folder, tmp_path, stream, capsys):
+    gz_train(out=str(tmp_path / "run"), catalog=str(hub_folder), stream=stream, **QUICK)
+    said = capsys.readouterr().out
+    assert "cc-by-4.0" in said and "Cite it." in said, "licence and conditions are shown before the data are used"
+    weights = load_weights(tmp_path / "run" / "weights")
+    assert len(weights.schema.columns) == 98 and "cc-by-4.0" in (tmp_path / "run" / "weights" / "README.md").read_text()
+    gz_predict(out=str(tmp_path / "all"), catalog=str(hub_folder), stream=stream, weights=str(tmp_path / "run" / "weights"))
+    table = pd.read_parquet(tmp_path / "all" / "predictions.parquet")
+    assert len(table) == 60 and sum(c.endswith("_fraction") for c in table) == 98 and np.isfinite(table.drop(columns="id_str")).all(axis=None)
+
+
+def killed_when(tmp_path, command, seen, **arguments):
+    "Run a command in a process of its own, and kill -9 it as soon as `seen()`; whether it was still at work"
+    script, words = tmp_path / "command.py", [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    script.write_text(f"from gz_nbdev.cli import {command}\n{command}()\n")
+    with subprocess.Popen([sys.executable, str(script), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                          env=os.environ | dict(OMP_NUM_THREADS="1")) as process:
+        end = time.monotonic() + 120
+        while process.poll() is None and not seen() and time.monotonic() < end: time.sleep(.01)
+        alive = process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    assert time.monotonic() < end, "it never came to where it was to be killed"
+    return alive
+
+
+def test_killed_in_training_and_in_prediction_the_table_is_the_same(survey, tmp_path):
+    "From nothing to a table, with and without two kills on the way"
+    final, catalog = {}, str(survey / "catalog.csv")
+    for name in ("undisturbed", "killed"):
+        out, found = tmp_path / name, tmp_path / f"{name}_predictions"
+        train = dict(out=str(out), catalog=catalog, weights="test_resnet", size=32, epochs=12)
+        predict = dict(out=str(found), catalog=catalog, weights=str(out / "weights"), passes=2)
+        if name == "killed":
+            assert killed_when(tmp_path, "gz_train", lambda: any(out.glob("checkpoints/*.safetensors")), **train), "too quick to be killed"
+            assert not (out / "weights" / "gz.json").exists()
+        gz_train(**train)
+        if name == "killed":
+            assert killed_when(tmp_path, "gz_predict", lambda: (found / "store" / "manifest.jsonl").exists(), **predict), "too quick"
+        gz_predict(**predict)
+        final[name] = pd.read_parquet(found / "predictions.parquet").sort_values("id_str", ignore_index=True)
+        assert sha256_file(out / "weights" / "model.safetensors") == sha256_file(tmp_path / "undisturbed" / "weights" / "model.safetensors")
+    pd.testing.assert_frame_equal(final["undisturbed"], final["killed"], check_exact=True)
+
+
+BAD_TABLES = {
+    "a campaign column missing": ({"bar-dr5_weak": None}, ["bar-dr5_weak", "missing"]),
+    "fractions instead of counts": ({"bar-dr5_weak": .25}, ["bar-dr5_weak", "whole"]),
+    "text instead of counts": ({"bar-dr5_weak": "many"}, ["bar-dr5_weak", "many"]),
+    "negative counts": ({"bar-dr5_weak": -1}, ["negative"]),
+    "nobody asked about anything": (dict.fromkeys(DR5.columns, 0), ["no galaxy has any vote"]),
+}
+
+
+@pytest.mark.parametrize("columns, said", BAD_TABLES.values(), ids=BAD_TABLES)
+def test_bad_votes_end_before_any_training(survey, tmp_path, capsys, columns, said):
+    message = fails(capsys, gz_train, out=str(tmp_path / "run"), catalog=changed(survey, tmp_path, **columns), root=str(survey), **QUICK)
+    assert all(part in message for part in said), message
+    assert not (tmp_path / "run" / "weights").exists()
+
+
+def test_children_that_outvote_their_parents_are_said(survey, tmp_path, capsys):
+    "More votes on a question than people who were led to it: odd, and not for us to mend"
+    gz_train(out=str(tmp_path / "run"), catalog=changed(survey, tmp_path, **{"bar-dr5_weak": 400}), root=str(survey), **QUICK)
+    said = capsys.readouterr().out
+    assert "bar-dr5" in said and "more" in said and "100" in said, said
+
+
+def test_a_hub_data_set_without_votes(survey, tmp_path, capsys):
+    made = simulate_survey(12, size=48, seed=4, progress=False)
+    table = made.catalog[["id_str"]].assign(redshift=.1)
+    write_hub_folder(table, ArrayImages(table.id_str, made.images), tmp_path / "hub", "No votes", "cc0-1.0")
+    message = fails(capsys, gz_train, out=str(tmp_path / "run"), catalog=str(tmp_path / "hub"), **QUICK)
+    assert "votes" in message and "redshift" in message
+
+
+def test_weights_that_do_not_fit(trained, survey, tmp_path, capsys):
+    catalog = str(survey / "catalog.csv")
+    other, gz2 = tmp_path / "other", tmp_path / "gz2"
+    gz_train(out=str(other), catalog=catalog, **QUICK | dict(size=40, epochs=1))
+    said = fails(capsys, gz_predict, out=str(tmp_path / "p"), catalog=catalog, weights=f"{trained / 'weights'},{other / 'weights'}")
+    assert "view" in said and "40" in said and "32" in said
+    gz_train(out=str(gz2), galaxies=40, schema="gz2", **QUICK | dict(epochs=1))
+    said = fails(capsys, gz_predict, out=str(tmp_path / "p"), catalog=catalog, weights=f"{trained / 'weights'},{gz2 / 'weights'}")
+    assert "gz2" in said or "questions" in said
+    gz_predict(out=str(tmp_path / "first"), catalog=catalog, weights=str(trained / "weights"))
+    rows = len(Store(tmp_path / "first" / "store"))
+    said = fails(capsys, gz_predict, out=str(tmp_path / "first"), catalog=catalog, weights=str(other / "weights"))
+    assert "another folder" in said and len(Store(tmp_path / "first" / "store")) == rows
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "model.pt", "model.ckpt"])
+def test_pickled_weights_are_never_opened(survey, tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
+    for command in (gz_predict, gz_train):
+        said = fails(capsys, command, out=str(tmp_path / "out"), catalog=str(survey / "catalog.csv"), weights=str(tmp_path / name))
+        assert "safetensors" in said or "Pickled" in said
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_weights_of_a_later_version(trained, survey, tmp_path, capsys):
+    import shutil
+    later = tmp_path / "later"
+    shutil.copytree(trained / "weights", later)
+    info = json.loads((later / "gz.json").read_text())
+    (later / "gz.json").write_text(json.dumps(info | dict(format=99)))
+    said = fails(capsys, gz_predict, out=str(tmp_path / "out"), catalog=str(survey / "catalog.csv"), weights=str(later))
+    assert "format" in said and "99" in said
+
+
+def test_what_a_command_is_not_told(survey, tmp_path, capsys):
+    assert "--catalog" in fails(capsys, gz_predict, out=str(tmp_path / "p"))
+    assert "parquet" in fails(capsys, gz_predict, out=str(tmp_path / "p"), catalog=str(survey / "catalog.csv"), table="parqet")
+    assert "tensorboard" in fails(capsys, gz_train, out=str(tmp_path / "p"), log="tensorbord")
+    table = pd.read_csv(survey / "catalog.csv", dtype=dict(id_str=str)).drop(columns="file_loc")
+    table.to_csv(tmp_path / "bare.csv", index=False)
+    assert "file_loc" in fails(capsys, gz_predict, out=str(tmp_path / "p"), catalog=str(tmp_path / "bare.csv"), root=str(tmp_path))
