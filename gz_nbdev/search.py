@@ -32,10 +32,10 @@ from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 from sklearn.decomposition import PCA
 
-# %% ../nbs/60_search.ipynb #4f61516e
+# %% ../nbs/60_search.ipynb #4f6c4d91
 from .schema import InputError, near_names
 from .catalog import _check_positions, _need
-from .store import Store, _sync_folder, atomic_write, features_array, sha256_file, write_parquet
+from .store import Store, _keys, _sync_folder, atomic_write, features_array, sha256_file, write_parquet
 from .data import ImageError, View, _text_ids, decode, image_grid, iter_batches
 from .metrics import bootstrap
 from .models import Weights, pooled_features
@@ -301,20 +301,22 @@ def _fit_space(table: _Table, metric: str, components: int | None, seed: int) ->
     dtype = np.float16 if vectors.dtype == np.float16 else np.float32
     return _Space(metric, (total / table.rows).astype(np.float32), axes), dtype
 
-# %% ../nbs/60_search.ipynb #32b718ee
+# %% ../nbs/60_search.ipynb #23fed7b8
 @patch
 def _read(self: GalaxyIndex, write: Callable) -> None:   # write: called with each block of prepared vectors
     "One pass for the space, one to prepare; ids and positions are kept"
     self.space, dtype = _fit_space(self.table, self.metric, self.components, self.seed)
-    ids, sky = [], []
+    ids, keys, sky = [], [], []
     for part, vectors, positions in self.table.blocks():
         write(self.space(vectors).astype(dtype))
         ids.append(part)
+        keys.append(_keys(part.to_pylist()))
         sky.append(positions)
     self.ids, self.sky = pa.concat_arrays(ids), None if sky[0] is None else np.concatenate(sky)
-    if pc.count_distinct(self.ids).as_py() < len(self.ids):
-        counts = pc.value_counts(self.ids)
-        twice = counts.filter(pc.greater(counts.field(1), 1)).field(0).to_pylist()
+    keys = np.sort(np.concatenate(keys))
+    counts = pc.value_counts(self.ids) if (keys[1:] == keys[:-1]).any() else None   # a hash may come twice, an id may not
+    twice = [] if counts is None else counts.filter(pc.greater(counts.field(1), 1)).field(0).to_pylist()
+    if twice:
         raise InputError(f"{self.table.name}: {len(twice):,} ids come twice ({', '.join(twice[:3])}): an id names one "
                          "galaxy")
 
@@ -552,7 +554,9 @@ def by_vector(
     if len(names) != len(vectors): raise InputError(f"{len(names)} names for {len(vectors)} vectors")
     return self._find(self.space(vectors), names, k)
 
-# %% ../nbs/60_search.ipynb #e2011d75
+# %% ../nbs/60_search.ipynb #c873a876
+_PUSH = .15 / .75   # how far to move away from the negatives: Rocchio's gamma
+
 @patch
 def by_examples(
     self: GalaxyIndex,
@@ -560,7 +564,6 @@ def by_examples(
     negatives=(),          # ids of galaxies that are not
     k: int = 10,
     min_separation: float | None = None,   # arcsec, among results
-    push: float = .2,      # how far to move away from the negatives: Rocchio's gamma
 ) -> pd.DataFrame:         # as `by_id`, the query called "examples"
     "The galaxies most like several, and unlike others; the examples are not shown"
     wanted = self.rows_of(positives)
@@ -568,7 +571,7 @@ def by_examples(
     if both := set(wanted) & set(unwanted):
         raise InputError(f"{self.ids[int(both.pop())].as_py()!r} is both a positive and a negative example")
     query = self.vectors[wanted].astype(np.float32).mean(0)
-    if len(unwanted): query += push * (query - self.vectors[unwanted].astype(np.float32).mean(0))
+    if len(unwanted): query += _PUSH * (query - self.vectors[unwanted].astype(np.float32).mean(0))
     if self.metric == "cosine": query /= max(np.linalg.norm(query), 1e-12)
     shown = np.concatenate([wanted, unwanted])
     return self._find(query[None], ["examples"], k, left_out=shown, min_separation=min_separation)
@@ -672,7 +675,7 @@ def _read_note(folder: Path) -> dict:
     raise InputError(f"{folder} is there and is no index of this package, or its index.json is damaged: nothing was "
                      "changed. Delete it, or choose another folder")
 
-# %% ../nbs/60_search.ipynb #a788d351
+# %% ../nbs/60_search.ipynb #badb7eb5
 @patch
 def _build(self: GalaxyIndex, folder: Path) -> None:
     "Make the index in a folder of its own, and move it to its place when it is whole"
@@ -693,12 +696,12 @@ def _build(self: GalaxyIndex, folder: Path) -> None:
         note = dict(of=self.table.path and self.table.path.name, meta=self.meta, approximate=self.approximate,
                     files={name: sha256_file(fresh / name) for name in _FILES})
         atomic_write(fresh / "index.json", json.dumps(self._settings() | note, indent=1))
-        self.vectors = None
+        self.vectors = self.lists = self.ids = self.norms = None   # what grew takes more room than what is read
         _swap(fresh, folder)
     except OSError as e:
         raise InputError(f"The index cannot be written to {folder}: {e.strerror}. Give another folder=") from e
     finally: shutil.rmtree(fresh, ignore_errors=True)
-    self._use(np.load(folder / "vectors.npy", mmap_mode="r"))
+    self._load(folder, note)
 
 # %% ../nbs/60_search.ipynb #7f41fb45
 def _append(file, rows: int, block: np.ndarray) -> None:
@@ -716,7 +719,7 @@ def _swap(fresh: Path, folder: Path) -> None:
     _sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/60_search.ipynb #8b23820c
+# %% ../nbs/60_search.ipynb #9eb14ded
 @patch
 def _load(self: GalaxyIndex, folder: Path, note: dict) -> None:
     "An index whose every file is as it was written"
@@ -728,6 +731,7 @@ def _load(self: GalaxyIndex, folder: Path, note: dict) -> None:
     self.ids = galaxies["id_str"].combine_chunks()
     self.sky = np.column_stack([galaxies["ra"], galaxies["dec"]]) if "ra" in galaxies.column_names else None
     self._use(np.load(folder / "vectors.npy", mmap_mode="r"))
+    pa.default_memory_pool().release_unused()
 
 # %% ../nbs/60_search.ipynb #e1c8b4d3
 @patch

@@ -3,6 +3,7 @@
 The figures to read are the ratios: rates depend on the machine and on what else it does.
 """
 import argparse
+import multiprocessing
 import tempfile
 import time
 from pathlib import Path
@@ -148,34 +149,40 @@ def memory(what: str) -> float:
     return int(fields[what].split()[0]) / 2**20
 
 
-def survey(n: int, d: int, queries: int):
-    "The whole of DESI from a parquet file: time to build and open, memory, one query, many queries"
+def write_survey(path: Path, n: int, d: int, queries: int):
+    "A table of representations as one parquet file, and beside it galaxies of the same kinds to ask for"
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from gz_nbdev.store import features_column
-    with tempfile.TemporaryDirectory() as folder:
-        path, at, kept = Path(folder) / "survey.parquet", 0, []
-        writer = pq.ParquetWriter(path, pa.schema([("id_str", pa.string()), ("features", pa.list_(pa.float32(), d))]))
-        for block in clustered(n, d):
-            ids = pa.array([f"{at + i:018d}" for i in range(len(block))])
+    at = 0
+    with pq.ParquetWriter(path, pa.schema([("id_str", pa.string()), ("features", pa.list_(pa.float32(), d))])) as writer:
+        for block in clustered(n + queries, d):
+            if at + len(block) > n: np.save(path.with_suffix(".npy"), block[max(n - at, 0):])
+            block = block[:max(n - at, 0)]
+            ids = pa.array([f"{at + i:018d}" for i in range(len(block))], pa.string())
             writer.write_table(pa.table({"id_str": ids, "features": features_column(block)}), row_group_size=50_000)
-            if len(kept) * 50_000 < 10 * queries: kept.append(block)
             at += len(block)
-        writer.close()
-        q = np.concatenate(kept)[:queries]
-        before, start = memory("VmRSS"), time.perf_counter()
-        index = GalaxyIndex(path, metric="euclidean", engine="approximate", device="cpu")
-        print(f"{n:,} x {d}: built in {time.perf_counter() - start:.0f} s; resident {before:.2f} GB before, "
-              f"{memory('VmRSS'):.2f} after, {memory('VmHWM'):.2f} at most", flush=True)
+
+
+def survey(n: int, d: int, queries: int):
+    "The whole of DESI from a parquet file: time to build and open, memory, one query, many queries"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "survey.parquet"
+        writer = multiprocessing.get_context("spawn").Process(target=write_survey, args=(path, n, d, queries))
+        writer.start()   # a process of its own, so that its memory is not counted
+        writer.join()
+        q, before = np.load(path.with_suffix(".npy"))[:queries], memory("VmRSS")
+        for what in ("built", "opened again"):
+            index, start = None, time.perf_counter()
+            index = GalaxyIndex(path, metric="euclidean", engine="approximate", device="cpu")
+            print(f"{n:,} x {d}: {what} in {time.perf_counter() - start:.0f} s; resident {before:.2f} GB before, "
+                  f"{memory('VmRSS'):.2f} after, {memory('VmHWM'):.2f} at most", flush=True)
         print(f"  {index}, {index.approximate}")
-        start = time.perf_counter()
-        index = GalaxyIndex(path, metric="euclidean", engine="approximate", device="cpu")
-        print(f"  opened again in {time.perf_counter() - start:.0f} s")
         _, rate = timed(lambda: index.neighbours(q, K), len(q))
         single, by_id = alone(lambda v: index.neighbours(v, K), q), alone(lambda v: index.by_id(f"{n // 2:018d}"), q, 5)
-        print(f"  {rate:,.0f} queries/s together, {1000 * single:.2f} ms alone, by id {1000 * by_id:.0f} ms")
-        print(f"  resident {memory('VmRSS'):.2f} GB after the queries, {memory('VmHWM'):.2f} at most")
+        print(f"  {rate:,.0f} queries/s together, {1000 * single:.2f} ms alone, by id {1000 * by_id:.0f} ms; "
+              f"resident {memory('VmRSS'):.2f} GB after the queries")
 
 
 def main():
