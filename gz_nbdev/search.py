@@ -301,7 +301,7 @@ def _fit_space(table: _Table, metric: str, components: int | None, seed: int) ->
     dtype = np.float16 if vectors.dtype == np.float16 else np.float32
     return _Space(metric, (total / table.rows).astype(np.float32), axes), dtype
 
-# %% ../nbs/60_search.ipynb #23fed7b8
+# %% ../nbs/60_search.ipynb #59e10585
 @patch
 def _read(self: GalaxyIndex, write: Callable) -> None:   # write: called with each block of prepared vectors
     "One pass for the space, one to prepare; ids and positions are kept"
@@ -314,7 +314,7 @@ def _read(self: GalaxyIndex, write: Callable) -> None:   # write: called with ea
         sky.append(positions)
     self.ids, self.sky = pa.concat_arrays(ids), None if sky[0] is None else np.concatenate(sky)
     keys = np.sort(np.concatenate(keys))
-    counts = pc.value_counts(self.ids) if (keys[1:] == keys[:-1]).any() else None   # a hash may come twice, an id may not
+    counts = pc.value_counts(self.ids) if (keys[1:] == keys[:-1]).any() else None   # a hash may come twice, no id may
     twice = [] if counts is None else counts.filter(pc.greater(counts.field(1), 1)).field(0).to_pylist()
     if twice:
         raise InputError(f"{self.table.name}: {len(twice):,} ids come twice ({', '.join(twice[:3])}): an id names one "

@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 
 import gz_nbdev.search as search_module
-from gz_nbdev.data import ArrayImages, View
+from gz_nbdev.data import ArrayImages, FolderImages, View
 from gz_nbdev.models import GalaxyModel, create_encoder, load_weights, save_weights
 from gz_nbdev.represent import represent
 from gz_nbdev.schema import InputError
@@ -196,6 +196,14 @@ def test_picture_finds_itself(survey):
     with pytest.raises(InputError, match="looks like a web page"): index.by_picture(weights, b"<html>" + b"x" * 99)
     wide = GalaxyIndex((["a", "b"], np.eye(2, 9)), device="cpu")
     with pytest.raises(InputError, match="512 numbers a galaxy"): wide.by_picture(weights, source)
+
+
+def test_a_picture_that_cannot_be_read_is_named(survey, tmp_path):
+    _, weights, _, store = survey
+    (tmp_path / "half.jpg").write_bytes(b"\xff\xd8\xff")
+    source = FolderImages(pd.DataFrame(dict(id_str=["half"], file_loc=["half.jpg"])), tmp_path)
+    with pytest.raises(InputError, match="1 pictures cannot be used; half: "):
+        GalaxyIndex(store, device="cpu").by_picture(weights, source)
 
 
 def test_bytes_are_a_picture(survey, tmp_path):

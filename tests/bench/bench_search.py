@@ -156,7 +156,8 @@ def write_survey(path: Path, n: int, d: int, queries: int):
 
     from gz_nbdev.store import features_column
     at = 0
-    with pq.ParquetWriter(path, pa.schema([("id_str", pa.string()), ("features", pa.list_(pa.float32(), d))])) as writer:
+    schema = pa.schema([("id_str", pa.string()), ("features", pa.list_(pa.float32(), d))])
+    with pq.ParquetWriter(path, schema) as writer:
         for block in clustered(n + queries, d):
             if at + len(block) > n: np.save(path.with_suffix(".npy"), block[max(n - at, 0):])
             block = block[:max(n - at, 0)]
