@@ -584,7 +584,7 @@ def open_galaxies(
     source.catalog = table
     return source
 
-# %% ../nbs/98_cli.ipynb #34da36ae
+# %% ../nbs/98_cli.ipynb #221479ab
 @_command
 def gz_train(
     out: str = "gz-train-out",       # folder of weights, history and checkpoints; what is there is gone on with
@@ -627,7 +627,7 @@ def gz_train(
     if len(pixels.failures): print(f"{len(pixels.failures):,} pictures cannot be used; the first: {' '.join(pixels.failures.iloc[0])}")
     levers = dict(layer_decay=layer_decay or None, precision=precision or None, average=average or None,
                   freeze=int(freeze) if freeze.isdigit() else freeze or None, cbs=_dashboard(log, out))
-    if "split" not in table and "is_valid" not in table: table = table.assign(split=split_catalog(table, valid=.1, seed=seed))
+    if "split" not in table and "is_valid" not in table: table = table.assign(split=split_catalog(table, valid=.1, seed=seed + 1_000_000))
     trained = train_votes(table, pixels, out, tree, view, weights, **_budget(minutes, epochs), lr=lr or None, seed=seed,
                           patience=patience or None, device=device, **levers)
     if trained.temperature is None:

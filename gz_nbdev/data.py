@@ -905,11 +905,13 @@ def decode(
     return TensorImage(data.view.denormalise(b[0]).cpu(), ids=getattr(b[0], "ids", None)), y
 
 # %% ../nbs/20_data.ipynb #904a9c8c
+_INNER = 1_000_000  # another draw than that of a `split_catalog` that put galaxies aside before, or one side would be empty
+
 def _sides(catalog: pd.DataFrame, valid: float, seed: int) -> np.ndarray:   # 0 trains, 1 validates, 2 neither
     "Who trains and who validates"
     if "is_valid" in catalog: side = catalog["is_valid"].astype(int).to_numpy()
     else:
-        split = catalog["split"] if "split" in catalog else split_catalog(catalog, valid=valid, seed=seed)
+        split = catalog["split"] if "split" in catalog else split_catalog(catalog, valid=valid, seed=seed + _INNER)
         names = {"train": 0, "valid": 1, "test": 2}
         strange = [str(name) for name in split.unique() if name not in names]
         if strange: raise InputError(f"Column 'split' has {strange[0]!r}: {near_names(strange[0], names)}")
@@ -1353,7 +1355,9 @@ def _repr_html_(self: _HubData):
 def _conditions(text: str, data: dict) -> str:
     "What a card says around its licence"
     def plain(line): return re.sub(r"\*\*|__|`", "", re.sub(r"\[([^]]*)\]\(([^)]*)\)", r"\1 (\2)", line)).strip("-* \t")
+    named = rf"licen[sc]e:\s*{re.escape(str(data.get('license')))}(\.\s*|$)"  # that is said already
     said = [plain(line) for line in text.splitlines() if re.search("licen[sc]e", line, re.IGNORECASE)]
+    said = [re.sub(named, "", line, flags=re.IGNORECASE) for line in said]
     return " ".join(filter(None, [*said, str(data.get("extra_gated_prompt") or "").strip()]))[:1000]
 
 def _read_card(text: str, where: str) -> tuple[dict, dict]:   # for `HubImages`; all that machines read
