@@ -166,19 +166,25 @@ def write_survey(path: Path, n: int, d: int, queries: int):
             at += len(block)
 
 
+def open_survey(path: Path, what: str):
+    "Build the index, or open the one that is there, and say what that takes"
+    before, start = memory("VmRSS"), time.perf_counter()
+    index = GalaxyIndex(path, metric="euclidean", engine="approximate", device="cpu")
+    print(f"  {what} in {time.perf_counter() - start:.0f} s; resident {before:.2f} GB before (libraries), "
+          f"{memory('VmRSS'):.2f} after, {memory('VmHWM'):.2f} at most", flush=True)
+    return index
+
+
 def survey(n: int, d: int, queries: int):
     "The whole of DESI from a parquet file: time to build and open, memory, one query, many queries"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "survey.parquet"
-        writer = multiprocessing.get_context("spawn").Process(target=write_survey, args=(path, n, d, queries))
-        writer.start()   # a process of its own, so that its memory is not counted
-        writer.join()
-        q, before = np.load(path.with_suffix(".npy"))[:queries], memory("VmRSS")
-        for what in ("built", "opened again"):
-            index, start = None, time.perf_counter()
-            index = GalaxyIndex(path, metric="euclidean", engine="approximate", device="cpu")
-            print(f"{n:,} x {d}: {what} in {time.perf_counter() - start:.0f} s; resident {before:.2f} GB before, "
-                  f"{memory('VmRSS'):.2f} after, {memory('VmHWM'):.2f} at most", flush=True)
+        print(f"{n:,} x {d}")
+        for function, args in ((write_survey, (path, n, d, queries)), (open_survey, (path, "built"))):
+            one = multiprocessing.get_context("spawn").Process(target=function, args=args)
+            one.start()   # a process of its own, so that its memory is not counted
+            one.join()
+        index, q = open_survey(path, "opened"), np.load(path.with_suffix(".npy"))[:queries]
         print(f"  {index}, {index.approximate}")
         _, rate = timed(lambda: index.neighbours(q, K), len(q))
         single, by_id = alone(lambda v: index.neighbours(v, K), q), alone(lambda v: index.by_id(f"{n // 2:018d}"), q, 5)
