@@ -584,6 +584,33 @@ def open_galaxies(
     source.catalog = table
     return source
 
+# %% ../nbs/98_cli.ipynb #240a547d
+def _practice(out, galaxies, schema, seed, device) -> Path:
+    "The table of a simulated survey, drawn once"
+    table = out / "survey" / "catalog.parquet"
+    if not table.exists(): simulate_survey(galaxies, size=144, seed=seed, schema=schema or "dr5", root=table.parent, device=device)
+    return table
+
+def _view(weights, size, crop, greyscale) -> View:
+    "How pictures are shown: as the weights were taught, but for what was asked"
+    known = weights in shipped_weights() or Path(weights).is_dir()
+    view = load_weights(weights).view if known else View()
+    return replace(view, size=size or view.size, crop=crop or view.crop, greyscale=greyscale or view.greyscale)
+
+def _checked_votes(table, schema, pixels, seed) -> tuple:   # catalog with a split, Schema
+    "The votes, looked at before anything is trained; what is odd is said"
+    tree = get_schema(schema) if schema else Schema.from_columns(list(table))
+    report = check_catalog(table, tree)
+    print(report)
+    report.raise_errors()
+    if len(pixels.failures): print(f"{len(pixels.failures):,} pictures cannot be used; the first: {' '.join(pixels.failures.iloc[0])}")
+    if "split" in table or "is_valid" in table: return table, tree
+    return table.assign(split=split_catalog(table, valid=.1, seed=seed + 1_000_000)), tree
+
+def _tensorboard(out): return [TensorBoardLog(out / "tensorboard")]
+def _wandb(out): return [WandbLog("gz_nbdev", dir=str(out))]
+_DASHBOARDS = dict(tensorboard=_tensorboard, wandb=_wandb)
+
 # %% ../nbs/98_cli.ipynb #221479ab
 @_command
 def gz_train(
@@ -612,45 +639,20 @@ def gz_train(
 ):
     "Train on volunteer votes: a weights folder with temperatures, the losses of every epoch, and checkpoints to go on from"
     out, device = Path(out), _device(device)
-    if log not in ("", "tensorboard", "wandb"): raise InputError(f"--log {log!r}: {near_names(log, ['tensorboard', 'wandb'])}")
+    if log not in ("", *_DASHBOARDS): raise InputError(f"--log {log!r}: {near_names(log, _DASHBOARDS)}")
     create_encoder(weights)
-    if schema: get_schema(schema)
-    if not catalog: catalog = _practice(out, galaxies, schema, seed, device)
-    source = open_galaxies(catalog, root, split, stream)
+    source = open_galaxies(catalog or _practice(out, galaxies, schema, seed, device), root, split, stream)
     view = _view(weights, size, crop, greyscale)
     pixels = load_pixels(source, view, out / "cache")
-    table = source.catalog
-    tree = get_schema(schema) if schema else Schema.from_columns(list(table))
-    report = check_catalog(table, tree)
-    print(report)
-    report.raise_errors()
-    if len(pixels.failures): print(f"{len(pixels.failures):,} pictures cannot be used; the first: {' '.join(pixels.failures.iloc[0])}")
+    table, tree = _checked_votes(source.catalog, schema, pixels, seed)
     levers = dict(layer_decay=layer_decay or None, precision=precision or None, average=average or None,
-                  freeze=int(freeze) if freeze.isdigit() else freeze or None, cbs=_dashboard(log, out))
-    if "split" not in table and "is_valid" not in table: table = table.assign(split=split_catalog(table, valid=.1, seed=seed + 1_000_000))
+                  freeze=int(freeze) if freeze.isdigit() else freeze or None, cbs=_DASHBOARDS[log](out) if log else [])
     trained = train_votes(table, pixels, out, tree, view, weights, **_budget(minutes, epochs), lr=lr or None, seed=seed,
                           patience=patience or None, device=device, **levers)
     if trained.temperature is None:
         factors = calibrate(trained, table[_validates(table)], pixels, device=device).temperature
         trained = note_temperature(out / "weights", factors)
     print(_of_weights(trained, out / "weights"))
-
-def _practice(out, galaxies, schema, seed, device) -> Path:
-    "The table of a simulated survey, drawn once"
-    table = out / "survey" / "catalog.parquet"
-    if not table.exists(): simulate_survey(galaxies, size=144, seed=seed, schema=schema or "dr5", root=table.parent, device=device)
-    return table
-
-def _view(weights, size, crop, greyscale) -> View:
-    "How pictures are shown: as the weights were taught, but for what was asked"
-    known = weights in shipped_weights() or Path(weights).is_dir()
-    view = load_weights(weights).view if known else View()
-    return replace(view, size=size or view.size, crop=crop or view.crop, greyscale=greyscale or view.greyscale)
-
-def _dashboard(log, out) -> list:
-    "The callback that sends losses to where people watch"
-    if log == "tensorboard": return [TensorBoardLog(out / "tensorboard")]
-    return [WandbLog("gz_nbdev", dir=str(out))] if log else []
 
 # %% ../nbs/98_cli.ipynb #f8e2cdcf
 def _validates(table) -> np.ndarray:

@@ -492,18 +492,21 @@ def _go_on(self: Checkpoint):
 
 @patch
 def before_train(self: Checkpoint):
+    "Leave out the batches that were trained on before the stop"
     if not self.batches: return self._go_on()
     self.learn.pct_train = self.position
     _skip(self.dls.train, self.batches)
 
 @patch
 def before_batch(self: Checkpoint):
+    "Count on from the step of the checkpoint"
     if not self.training: return
     self.learn.iter += self.batches
     self._go_on()
 
 @patch
 def after_train(self: Checkpoint):
+    "Nothing is left out of the epochs that follow"
     self._go_on()
     self.batches = 0
 
@@ -518,6 +521,7 @@ def after_batch(self: Checkpoint):
 
 @patch
 def after_epoch(self: Checkpoint):
+    "A checkpoint, and the place to stop if that was asked for"
     self.write(0)
     if self.asked: raise CancelFitException
 
