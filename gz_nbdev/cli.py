@@ -101,20 +101,19 @@ def _device(name):
 @dataclass
 class TourData:
     "What the road starts from"
-    catalog: pd.DataFrame        # with `split`: train, valid (a part of the judged half) or test
+    catalog: pd.DataFrame        # with `split`: train or valid (which chooses the epoch), and test, the half that judges
     source: FolderImages
     schema: Schema | None        # of the votes, if there are any
     label: str | None            # 0/1 column, if there is one
     truth: pd.DataFrame | None   # of a simulated survey, row by row as the catalog
     reports: list                # of the checks
     @property
-    def trains(self) -> np.ndarray: return (self.catalog.split == "train").to_numpy()
+    def trains(self) -> np.ndarray: return (self.catalog.split != "test").to_numpy()
 
 def _with_split(catalog, seed):
     judged = split_catalog(catalog, valid=.5, seed=seed) == "valid"
-    share = 300 / max(1, judged.sum())
-    shown = judged if share > .9 else split_catalog(catalog, valid=share, seed=seed + 1) == "valid"
-    return catalog.assign(split=np.where(judged, np.where(shown, "valid", "test"), "train"))
+    chooses = split_catalog(catalog, valid=.1 if len(catalog) > 500 else .25, seed=seed + 1) == "valid"
+    return catalog.assign(split=np.select([judged, chooses], ["test", "valid"], "train"))
 
 # %% ../nbs/98_cli.ipynb #e8807fa0
 def simulated_data(
@@ -355,7 +354,7 @@ def _vote_section(page, data, predictions, table, numbers, history):
     page.table(table.rename_axis("question"), "Mean absolute error of vote fractions over the judged half, galaxies with five or more votes; "
                "`constant` is the error of guessing the training mean.", ".3f")
     if history.exists():
-        page.figure(plot_history(pd.read_csv(history, index_col=0)), "Loss and error as training went; the validation galaxies chose nothing.",
+        page.figure(plot_history(pd.read_csv(history, index_col=0)), "Loss and error as training went. The validation galaxies, a tenth of the training half, chose the epoch that was kept.",
                     "Training and validation loss falling with the epochs")
 
 # %% ../nbs/98_cli.ipynb #2773fd1b

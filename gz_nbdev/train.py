@@ -618,10 +618,11 @@ def _train_in(out, learn, settings, log: EpochLog) -> tuple:   # epochs, seconds
                              "from the last checkpoint") from None
         if asked and len(log.rows) < settings["epochs"]:
             raise KeyboardInterrupt if asked[0] == signal.SIGINT else SystemExit(143)
-        if log.best is not None:
-            atomic_write(out / "history.csv", log.table.to_csv())
+        history, told, file = log.table.to_csv(), out / "history.csv", out / "best.safetensors"
+        if log.best is not None and not (file.exists() and told.exists() and told.read_text() == history):
+            atomic_write(told, history)
             best = {k: v.cpu().contiguous() for k, v in log.best_state.items()}
-            atomic_write(out / "best.safetensors", save(best, {"epoch": str(log.best)}))
+            atomic_write(file, save(best, {"epoch": str(log.best)}))
     return settings["epochs"], keeper.seconds
 
 # %% ../nbs/40_train.ipynb #cf0e7547
