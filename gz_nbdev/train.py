@@ -605,6 +605,7 @@ def fit_for(
     return dict(epochs=epochs, seconds=seconds, lr=lr, seed=seed, stopped=learn.stop_on_na_n.reason,
                 best_epoch=log.best, history=log.table)
 
+# %% ../nbs/40_train.ipynb #b0d1ce4c
 def _train_in(out, learn, settings, log: EpochLog) -> tuple:   # epochs, seconds
     "`_train` with everything on disk"
     if not isinstance(learn.dls.train, GalaxyDL):
