@@ -303,7 +303,7 @@ def test_a_checkpoint_that_is_no_safetensors(tmp_path):
     ("seed was 0, now is 1", {}, dict(seed=1)),
     ("patience was null, now is 2", {}, dict(patience=2)),
     ("batch_size was 16, now is 8", dict(dls=lambda: make_dls(bs=8)), {}),
-    ("galaxies was \"50 + 14\", now is", dict(dls=lambda: make_dls(n=60)), {}),
+    ("galaxies was \"51 + 13\", now is", dict(dls=lambda: make_dls(n=60)), {}),
     ("pictures was", dict(dls=lambda: other_pictures()), {}),
     ("votes was", dict(dls=lambda: make_dls(seed=3)), {}),
     ("view greyscale was false, now is true", dict(dls=lambda: make_dls(view=View(32, greyscale=True))), {}),
