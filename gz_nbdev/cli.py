@@ -34,7 +34,7 @@ from .schema import InputError, Schema, get_schema, near_names
 from .catalog import check_catalog, read_catalog, read_folder, read_table, split_catalog
 from .store import atomic_write, write_parquet, write_table
 from .simulate import draw_galaxies, simulate_survey, vote_model
-from .data import FolderImages, ParquetImages, View, check_images, load_hub, load_pixels
+from .data import _INNER, FolderImages, ParquetImages, View, check_images, load_hub, load_pixels
 from .metrics import bootstrap, mean_fractions, vote_differences, vote_errors
 from .models import Weights, create_encoder, imagenet_weights, load_weights, note_temperature, shipped_weights
 from .train import TensorBoardLog, WandbLog, machine_name, train_votes
@@ -596,15 +596,14 @@ def _view(weights, size, crop, greyscale) -> View:
     view = load_weights(weights).view if known else View()
     return replace(view, size=size or view.size, crop=crop or view.crop, greyscale=greyscale or view.greyscale)
 
-def _checked_votes(table, schema, pixels, seed) -> tuple:   # catalog with a split, Schema
-    "The votes, looked at before anything is trained; what is odd is said"
+def _checked_votes(table, schema, seed) -> tuple:   # catalog with a split, Schema
+    "The votes, looked at before a picture is decoded; what is odd is said"
     tree = get_schema(schema) if schema else Schema.from_columns(list(table))
     report = check_catalog(table, tree)
     print(report)
     report.raise_errors()
-    if len(pixels.failures): print(f"{len(pixels.failures):,} pictures cannot be used; the first: {' '.join(pixels.failures.iloc[0])}")
     if "split" in table or "is_valid" in table: return table, tree
-    return table.assign(split=split_catalog(table, valid=.1, seed=seed + 1_000_000)), tree
+    return table.assign(split=split_catalog(table, valid=.1, seed=seed + _INNER)), tree
 
 def _tensorboard(out): return [TensorBoardLog(out / "tensorboard")]
 def _wandb(out): return [WandbLog("gz_nbdev", dir=str(out))]
@@ -642,8 +641,10 @@ def gz_train(
     create_encoder(weights)
     source = open_galaxies(catalog or _practice(out, galaxies, schema, seed, device), root, split, stream)
     view = _view(weights, size, crop, greyscale)
+    if stream: load_pixels(source, view, out / "cache")  # of a stream the table is known after one pass
+    table, tree = _checked_votes(source.catalog, schema, seed)
     pixels = load_pixels(source, view, out / "cache")
-    table, tree = _checked_votes(source.catalog, schema, pixels, seed)
+    if len(pixels.failures): print(f"{len(pixels.failures):,} pictures cannot be used; the first: {' '.join(pixels.failures.iloc[0])}")
     levers = dict(layer_decay=layer_decay or None, precision=precision or None, average=average or None,
                   freeze=int(freeze) if freeze.isdigit() else freeze or None, cbs=_DASHBOARDS[log](out) if log else [])
     trained = train_votes(table, pixels, out, tree, view, weights, **_budget(minutes, epochs), lr=lr or None, seed=seed,

@@ -165,6 +165,7 @@ def test_bad_votes_end_before_any_training(survey, tmp_path, capsys, columns, sa
     message = fails(capsys, gz_train, out=str(tmp_path / "run"), catalog=changed(survey, tmp_path, **columns), root=str(survey), **QUICK)
     assert all(part in message for part in said), message
     assert not (tmp_path / "run" / "weights").exists()
+    assert not (tmp_path / "run" / "cache").exists(), "pictures were decoded before the votes were looked at"
 
 
 def test_children_that_outvote_their_parents_are_said(survey, tmp_path, capsys):

@@ -423,8 +423,9 @@ def test_nothing_warns(survey):
     tree, oracle, p, votes = survey
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for n in (1, 6): compare_predictors({"one": oracle[:n], "two": oracle[:n] * 2}, votes[:n], tree, p[:n])
-        votes_score(np.ones((3, 5)), [[9, 0, 1, 0, 0]] * 3, TREE)
+        tables = [compare_predictors({"one": oracle[:n], "two": oracle[:n] * 2}, votes[:n], tree, p[:n]) for n in (1, 6)]
+        alone = votes_score(np.ones((3, 5)), [[9, 0, 1, 0, 0]] * 3, TREE)
+    assert all(np.isfinite(table.loc["all", "nll"]).all() for table in tables) and alone.loc["all", "galaxies"] == 3
 
 
 # What was here before: fractions, rankings, probabilities
