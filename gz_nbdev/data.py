@@ -174,10 +174,27 @@ def _rgb(
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError(f"32-bit pixels (mode {image.mode}) have no stated white: save them as 8 or 16 bits")
-    if not image.has_transparency_data: return image.convert("RGB")
+    if not image.has_transparency_data: return image if image.mode == "RGB" else image.convert("RGB")
     image, black = image.convert("RGBA"), Image.new("RGB", image.size)
     black.paste(image, mask=image.getchannel("A"))
     return black
+
+# %% ../nbs/20_data.ipynb #e5d5504e
+def _central(
+    image: Image.Image,
+    crop: float,         # part of the shorter side
+) -> Image.Image:        # square
+    "The middle of a picture, to whole pixels, as many off the left as off the right"
+    (w, h), short = image.size, min(image.size)
+    side = max(1, short - 2 * round(short * (1 - crop) / 2))
+    left, top = (w - side) // 2, (h - side) // 2
+    return image if (w, h) == (side, side) else image.crop((left, top, left + side, top + side))
+
+def _shared(image: Image.Image) -> Tensor:   # (1, 3 or 4, H, W), uint8, channels last
+    "The memory of an RGB picture, 4 bytes a pixel; a copy of 3 bytes where it lies in several pieces"
+    try: flat = torch.from_dlpack(pa.array(image).flatten())
+    except ValueError: flat = torch.from_numpy(np.array(image).ravel())
+    return flat.view(1, image.height, image.width, -1).permute(0, 3, 1, 2)
 
 # %% ../nbs/20_data.ipynb #4e04ee59
 def decode(
@@ -194,11 +211,10 @@ def decode(
     except (ImageError, InputError, MemoryError): raise
     except Exception as e:  # Pillow raises whatever its decoders do
         raise ImageError(f"cannot be decoded: {' '.join(str(e).split())[:100] or type(e).__name__}") from None
-    (w, h), side = image.size, view.crop * min(image.size)
-    box = ((w - side) / 2, (h - side) / 2, (w + side) / 2, (h + side) / 2)
-    image = image.resize((view.size, view.size), Image.BILINEAR, box=box)
+    image = _central(image, view.crop)
     if view.greyscale: image = image.convert("L").convert("RGB")
-    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
+    pixels = F.interpolate(_shared(image), (view.size, view.size), mode="bilinear", antialias=True)
+    return torch.from_numpy(np.ascontiguousarray(pixels[0, :3].numpy()))
 
 # %% ../nbs/20_data.ipynb #5ffd7954
 def _show_galaxy(ax, image: Tensor, title):
@@ -438,14 +454,11 @@ def _get(source, item):
     return item
 
 def _decoded(source, view: View, threads: int | None, indices=None, done=None):
-    "Of each picture its id, the pixels or an `ImageError`, and the hash of what was read"
+    "Of each picture its id, and the pixels or an `ImageError`"
     def one(wanted):
-        (id, item), read = wanted, ""
-        try:
-            picture = _get(source, item)
-            read = _hash_picture(picture)
-            return id, decode(picture, view), read
-        except ImageError as e: return id, e, read
+        id, item = wanted
+        try: return id, decode(_get(source, item), view)
+        except ImageError as e: return id, e
     return _ahead(one, _wanted(source, indices, done), threads)
 
 # %% ../nbs/20_data.ipynb #96212e64
@@ -454,7 +467,7 @@ class PixelCache:
     "Decoded pictures with their ids, and the reasons of those that could not be decoded"
     pixels: Tensor         # (N, 3, size, size), uint8
     view: View
-    index: pd.DataFrame    # every picture of the source: id_str, hash of what was read, reason ("" = decoded)
+    index: pd.DataFrame    # every picture of the source: id_str, sums of stored bytes and pixels, reason ("" = decoded)
     folder: Path | None = None
     card: dict | None = None  # licence and conditions of a hub data set
 
@@ -484,19 +497,31 @@ def _with_speed(stream, total, show: bool):
         if n % 64 == 0: bar.comment = f"{n / (perf_counter() - start):,.0f} galaxies/s"
         yield item
 
+def _sum(data) -> int: return zlib.crc32(data)   # of what is stored: enough to notice a change, 2 GB a second
+
+def _sum_of(picture) -> int:   # bytes, or a tensor
+    "Checksum of a picture, stored or decoded"
+    return _sum(picture.contiguous().numpy().data if isinstance(picture, Tensor) else picture)
+
 def _decode_into(
     write,               # called with each good picture, in order
     source, view: View, threads: int | None, progress: bool,
-) -> pd.DataFrame:       # id_str, hash, reason
-    "Decode a whole source; what became of every picture"
+) -> pd.DataFrame:       # id_str, stored, pixels, reason
+    "Decode a whole source; what became of every picture, with the sums of its bytes (-1: none) and its pixels"
+    def one(wanted):
+        (id, item), stored = wanted, -1
+        try:
+            stored = _sum_of(picture := _get(source, item))
+            pixels = decode(picture, view)
+            return pixels, (id, stored, _sum_of(pixels), "")
+        except ImageError as e: return None, (id, stored, -1, str(e))
     rows, total = [], "noinfer" if _is_stream(source) else len(source)
-    for id, picture, read in _with_speed(_decoded(source, view, threads), total, progress):
-        bad = isinstance(picture, ImageError)
-        rows.append((id, read, str(picture) if bad else ""))
-        if not bad: write(picture)
-    index = pd.DataFrame(rows, columns=["id_str", "hash", "reason"])
+    for pixels, row in _with_speed(_ahead(one, _wanted(source), threads), total, progress):
+        rows.append(row)
+        if pixels is not None: write(pixels)
+    index = pd.DataFrame(rows, columns=["id_str", "stored", "pixels", "reason"])
     if (index["reason"] != "").all():
-        reasons = [f"{id} {reason}" for id, _, reason in rows[:3]]
+        reasons = [f"{id} {reason}" for id, *_, reason in rows[:3]]
         raise InputError(f"None of the {len(index):,} pictures can be used. The first: {'; '.join(reasons)}. "
                          "Is this the right root?")
     return index
@@ -525,55 +550,91 @@ def _in_memory(source, view, threads, progress) -> PixelCache:
     index = _decode_into(write, source, view, threads, progress)
     return PixelCache(pixels[:row], view, index, card=getattr(source, "card", None))
 
-# %% ../nbs/20_data.ipynb #5b75fd89
+# %% ../nbs/20_data.ipynb #899daf22
+def _write_pixels(file: Path, source, view, threads, progress) -> pd.DataFrame:
+    "Decode a source into a file that is on the disk when this returns; the index of it"
+    with open(file, "wb", buffering=0) as f, ThreadPoolExecutor(1) as pool:
+        flushed, waiting = pool.submit(bool), 0
+        def write(picture):
+            nonlocal flushed, waiting
+            data = memoryview(picture.numpy()).cast("B")
+            waiting += len(data)
+            while len(data): data = data[f.write(data):]   # what a disk that is nearly full takes may be a part
+            if waiting > 2**24 and flushed.done():
+                flushed.result()   # a disk that failed says so here
+                flushed, waiting = pool.submit(os.fsync, f.fileno()), 0
+        index = _decode_into(write, source, view, threads, progress)
+        flushed.result()
+        os.fsync(f.fileno())
+    return index
+
 def _write_cache(source, view, folder: Path, threads, progress):
     "Build a cache under a temporary name, and rename it when it is whole"
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed: nobody else holds the lock
     partial.mkdir()
-    crc = 0
     try:
-        with open(partial/"pixels.u8", "wb") as f:
-            def write(picture):
-                nonlocal crc
-                f.write(data := picture.numpy().data)
-                crc = zlib.crc32(data, crc)
-            index = _decode_into(write, source, view, threads, progress)
-            f.flush()
-            os.fsync(f.fileno())
+        index = _write_pixels(partial/"pixels.u8", source, view, threads, progress)
         index.to_parquet(partial/"index.parquet", index=False)
         if _is_stream(source): pq.write_table(source.table, partial/"catalog.parquet")
-        about = dict(view=view.to_dict(), crc32=crc, card=getattr(source, "card", None))
+        about = dict(rules=_RULES, view=view.to_dict(), card=getattr(source, "card", None))
         (partial/"cache.json").write_text(json.dumps(about))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally: shutil.rmtree(partial, ignore_errors=True)
 
 # %% ../nbs/20_data.ipynb #73948284
-def _hash_of(source, item) -> str:   # "" where nothing can be read
-    "Hash of a picture as it is stored now"
-    try: return _hash_picture(_get(source, item))
-    except ImageError: return ""
+_RULES = 2  # raised when `decode` gives other pixels for the same bytes: older caches are then left alone
 
-def _read_cache(source, view, folder: Path) -> PixelCache | None:   # None: there is none, or it is of other pictures
-    "The cache in `folder`, if it is whole and shows the pictures of `source`"
+def _stored_sum(source, item) -> int:   # -1 where nothing can be read
+    "Checksum of a picture as it is stored now"
+    try: return _sum_of(_get(source, item))
+    except ImageError: return -1
+
+def _open_cache(source, view, folder: Path) -> PixelCache:
+    "The cache in `folder`; `ValueError` where its parts do not fit each other"
+    about = json.loads((folder/"cache.json").read_text())
+    made, asked = about["view"], view.to_dict()
+    other = [f"{name}={made.get(name)!r}" for name in _PIXELS if made.get(name) != asked[name]]
+    if about["rules"] != _RULES or other: raise ValueError(f"was made by other rules {' '.join(other)}")
+    index = pd.read_parquet(folder/"index.parquet", columns=["id_str", "stored", "pixels", "reason"])
+    shape = (int((index["reason"] == "").sum()), 3, view.size, view.size)
+    there, wanted = (folder/"pixels.u8").stat().st_size, int(np.prod(shape))
+    if there != wanted: raise ValueError(f"has {there:,} bytes of pixels where its index counts {wanted:,}")
+    if _is_stream(source): source.restore(index["id_str"].tolist(), pq.read_table(folder/"catalog.parquet"))
+    return PixelCache(_map_pixels(folder/"pixels.u8", shape), view, index, folder, about.get("card"))
+
+def _check_cache(cache: PixelCache, source):
+    "`ValueError` if a sample of a cache shows other pictures than those of `source`"
+    index, good = cache.index, np.flatnonzero(cache.index["reason"] == "")
+    for row in np.unique(np.linspace(0, len(good) - 1, 32).astype(int)):
+        if _sum_of(cache.pixels[row]) != index["pixels"].iloc[good[row]]:
+            raise ValueError(f"holds other pixels of {cache.ids[row]!r} than were written")
+    if _is_stream(source): return   # its fingerprint is that of its first pictures
+    if index["id_str"].tolist() != source.ids: raise ValueError("is of another list of ids")
+    spots = [*np.linspace(0, len(index) - 1, 32).astype(int), *np.flatnonzero(index["reason"] != "")[:32]]
+    changed = next((i for i in spots if _stored_sum(source, int(i)) != index["stored"].iloc[i]), None)
+    if changed is not None: raise ValueError(f"is older than the picture of {source.ids[changed]!r}")
+
+# %% ../nbs/20_data.ipynb #85f0213b
+_PIXELS = ("size", "crop", "greyscale")  # what of a view decides about pixels: mean and std come after the cache
+
+def _read_cache(source, view, folder: Path, say: bool) -> PixelCache | None:   # None: there is none that can be used
+    "The cache in `folder`, if it is whole and shows the pictures of `source`; `say`: warn where it is not"
+    if not folder.exists(): return None
     try:
-        index = pd.read_parquet(folder/"index.parquet")
-        shape = (int((index["reason"] == "").sum()), 3, view.size, view.size)
-        whole = (folder/"pixels.u8").stat().st_size == np.prod(shape)
-        card = json.loads((folder/"cache.json").read_text()).get("card")
-        table = pq.read_table(folder/"catalog.parquet") if _is_stream(source) else None
-    except (OSError, ValueError, KeyError, pa.ArrowException): return None
-    ids = index["id_str"].tolist()
-    if _is_stream(source): source.restore(ids, table)  # its fingerprint is that of its first pictures
-    else:
-        spots = {*np.linspace(0, len(index) - 1, 32).astype(int), *np.flatnonzero(index["reason"] != "")[:32]}
-        whole = whole and ids == source.ids and all(_hash_of(source, i) == index["hash"].iloc[i] for i in spots)
-    return PixelCache(_map_pixels(folder/"pixels.u8", shape), view, index, folder, card) if whole else None
+        cache = _open_cache(source, view, folder)
+        _check_cache(cache, source)
+        return cache
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as e:
+        reason = str(e) if type(e) is ValueError else f"cannot be read ({_brief(e)})"
+        if say: warn(f"The pixel cache {folder} {reason}: it is built anew, from the pictures", stacklevel=3)
+
+def _bytes(n: int) -> str:
+    "A size for people"
+    return next((f"{n / unit:,.1f} {name}" for unit, name in ((1e9, "GB"), (1e6, "MB")) if n >= unit), f"{n:,} bytes")
 
 # %% ../nbs/20_data.ipynb #409c2a4d
-_RULES = 1  # raised when `decode` gives other pixels for the same bytes: older caches are then left alone
-
 def load_pixels(
     source,                      # any source; a stream is read in one pass, and its ids and catalog are kept
     view: View = View(),
@@ -583,22 +644,22 @@ def load_pixels(
 ) -> PixelCache:
     "Decode every picture once; with a `cache_dir` the next call only maps the file"
     if cache_dir is None: return _in_memory(source, view, threads, progress)
-    pixels = View(view.size, view.crop, view.greyscale).key  # mean and std come after the cache
-    folder = Path(cache_dir)/f"pixels-{_hash_rows([_RULES, pixels, source.fingerprint()])[:16]}"
-    if (cache := _read_cache(source, view, folder)) is not None: return cache
+    pixels = _hash_rows([_RULES, *(getattr(view, name) for name in _PIXELS), source.fingerprint()])
+    folder = Path(cache_dir)/f"pixels-{pixels[:16]}"
+    if (cache := _read_cache(source, view, folder, say=False)) is not None: return cache  # it may be read-only
     need = 3 * view.size**2 * (1 if _is_stream(source) else len(source))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process may be at it: wait, and share
-            if (cache := _read_cache(source, view, folder)) is not None: return cache
+            if (cache := _read_cache(source, view, folder, say=True)) is not None: return cache
             free = shutil.disk_usage(folder.parent).free
-            if need > free: raise OSError(f"{free / 1e9:.2f} GB are free")
+            if need > free: raise OSError(f"{_bytes(free)} are free")
             _write_cache(source, view, folder, threads, progress)
     except OSError as e:
-        size = f"3 x {view.size} x {view.size} bytes a picture" if _is_stream(source) else f"{need / 1e9:.2f} GB"
-        raise InputError(f"The pixel cache needs {size} in {str(cache_dir)!r}: {e}. Give another "
-                         "cache_dir, a smaller view, or cache_dir=None for memory") from e
-    return _read_cache(source, view, folder)
+        raise InputError(f"The pixel cache needs {_bytes(need)}{' a picture' if _is_stream(source) else ''} in "
+                         f"{str(cache_dir)!r}: {e}. Give another cache_dir, a smaller view, or cache_dir=None for "
+                         "memory") from e
+    return _open_cache(source, view, folder)
 
 # %% ../nbs/20_data.ipynb #5b382380
 @patch
@@ -606,32 +667,40 @@ def verify(
     self: PixelCache,
     source,           # that it was made from
 ) -> list[str]:       # ids whose stored picture is not what it was
-    "Read everything again; `InputError` if the file of pixels itself was damaged"
-    stored = dict(zip(self.index["id_str"], self.index["hash"]))
-    def look(wanted): return wanted[0], _hash_of(source, wanted[1])
+    "Read everything again; `InputError` if pixels of the cache itself were damaged"
+    stored = dict(zip(self.index["id_str"], self.index["stored"]))
+    def look(wanted): return wanted[0], _stored_sum(source, wanted[1])
     if not _is_stream(source) and source.ids != list(stored):
         raise InputError("This cache was made from another list of ids")
-    if self.folder is not None:
-        crc = 0
-        with open(self.folder/"pixels.u8", "rb") as f:
-            while piece := f.read(2**22): crc = zlib.crc32(piece, crc)
-        if crc != json.loads((self.folder/"cache.json").read_text())["crc32"]:
-            raise InputError(f"{self.folder} was damaged: delete it, and load_pixels builds it anew")
+    sums = self.index.loc[self.index["reason"] == "", "pixels"]
+    damaged = [id for id, row, was in zip(self.ids, self.pixels, sums) if _sum_of(row) != was]
+    if damaged:
+        raise InputError(f"Pixels of {len(damaged):,} pictures in {self.folder or 'memory'} were damaged "
+                         f"({', '.join(map(repr, damaged[:5]))}): delete it, and load_pixels builds it anew")
     changed = [id for id, read in _ahead(look, _wanted(source), None) if stored.get(id) != read]
     if source.ids != list(stored): raise InputError("This cache was made from another list of ids")
     return changed
 
+# %% ../nbs/20_data.ipynb #1403b38b
+def _gather(
+    pixels: Tensor,   # (N, 3, H, W)
+    rows: Tensor,     # (n,), whole numbers
+) -> Tensor:          # (n, 3, H, W), where `pixels` are
+    "Some rows as a batch"
+    if pixels.device.type != "cpu": return pixels.index_select(0, rows.to(pixels.device))
+    return torch.from_numpy(pixels.numpy().take(rows.numpy(), axis=0))
+
 # %% ../nbs/20_data.ipynb #b4b36a63
 def _same_pixels(cached: View, view: View):
     "`InputError` if pixels of the one view would not be those of the other"
-    for name in ("size", "crop", "greyscale"):
+    for name in _PIXELS:
         if getattr(cached, name) != getattr(view, name):
             raise InputError(f"The pixel cache was made with {name}={getattr(cached, name)}, and "
                              f"{name}={getattr(view, name)} is asked for: call load_pixels with this view")
 
 def _good_pictures(source, view, indices, failures: list, threads, done):
     "Id and pixels of each picture that can be decoded; the others go to `failures`"
-    for id, picture, _ in _decoded(source, view, threads, indices, done):
+    for id, picture in _decoded(source, view, threads, indices, done):
         if isinstance(picture, ImageError): failures.append((id, str(picture)))
         else: yield id, picture
 
@@ -655,7 +724,7 @@ def iter_batches(
         if indices is None: failures.extend(source.failures.itertuples(index=False, name=None))
         for chunk in chunked(_wanted(source, indices, done), batch_size):
             ids, rows = zip(*chunk)
-            yield list(ids), source.pixels.index_select(0, torch.tensor(rows))
+            yield list(ids), _gather(source.pixels, torch.tensor(rows))
     else:
         for chunk in chunked(_good_pictures(source, view, indices, failures, threads, done), batch_size):
             ids, pictures = zip(*chunk)
@@ -851,7 +920,7 @@ def batch(
     rows, y = self.rows[items], self.targets[items]
     if self.schema is not None: y = TensorVotes(y, schema=self.schema)
     elif self.vocab is not None: y = TensorCategory(y)
-    return self.pixels.index_select(0, rows.to(self.pixels.device)), y, self.ids[items].tolist()
+    return _gather(self.pixels, rows), y, self.ids[items].tolist()
 
 # %% ../nbs/20_data.ipynb #feeb3d8d
 class _Normalise(ItemTransform):
@@ -1306,15 +1375,15 @@ def _about(self: _HubData) -> list:
 
 @patch
 def fingerprint(self: HubImages) -> str:
-    "Hash of ids and 32 pictures"
+    "Hash of ids and the sums of 32 pictures"
     spots = np.unique(np.linspace(0, len(self) - 1, 32).astype(int)).tolist()
-    return _hash_rows([*self._about(), *self.ids, *(_hash_of(self, i) for i in spots)])
+    return _hash_rows([*self._about(), *self.ids, *(_stored_sum(self, i) for i in spots)])
 
 @patch
 def fingerprint(self: HubStream) -> str:
     "Hash of how the stream is made, of its columns and its first four pictures"
     from datasets.fingerprint import Hasher
-    first = [(id, _hash_of(self, cell)) for id, cell in islice(copy(self).pictures(), 4)]
+    first = [(id, _stored_sum(self, cell)) for id, cell in islice(copy(self).pictures(), 4)]
     return _hash_rows([*self._about(), self.dataset.features, Hasher.hash(self.dataset._ex_iterable), *first])
 
 # %% ../nbs/20_data.ipynb #e91e426c

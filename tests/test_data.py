@@ -1,10 +1,12 @@
 "Bad pictures (I1 to I20 number their kinds), caches and batches: what `gz_nbdev.data` promises beyond its notebook"
 import gzip
+import json
 import multiprocessing
 import os
 import struct
 import sys
 import time
+import warnings
 import zlib
 from io import BytesIO
 from types import SimpleNamespace
@@ -382,6 +384,26 @@ def test_a_view_takes_the_central_square(size, crop):
     assert decode(encoded(wide, "PNG"), View(size, crop))[:, size // 2, size // 2].min() == 250
 
 
+@pytest.mark.parametrize("size, crop, side", [(64, 1., 300), (33, .5, 300), (100, .31, 301), (48, .9, 299),
+                                              (200, .5, 300), (64, 1., 2100), (64, .97, 2101)])
+def test_decode_is_the_central_square_averaged(size, crop, side):
+    "As Pillow crops and averages, to one level; of a picture that Pillow keeps in several pieces too (2,100 px)"
+    picture = galaxy(1, side)
+    edge = round(side * (1 - crop) / 2)
+    square = picture.crop((edge, edge, side - edge, side - edge))
+    expected = np.asarray(square.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1).astype(int)
+    difference = np.abs(decode(encoded(picture, "PNG"), View(size, crop)).numpy() - expected)
+    assert difference.max() <= 1 and difference.mean() < .1
+
+
+@pytest.mark.parametrize("size, crop", [(128, 1.), (64, 1.), (64, .7), (32, .5)])
+def test_a_jpeg_decoded_at_a_part_of_its_scale_looks_the_same(size, crop):
+    stored = encoded(galaxy(2, 424), quality=90)
+    full = encoded(Image.open(BytesIO(stored)), "PNG")   # every pixel of it
+    difference = (decode(stored, View(size, crop)).int() - decode(full, View(size, crop)).int()).abs().float()
+    assert 0 < difference.mean() < 1 and difference.max() < 12
+
+
 def test_a_view_is_checked_and_travels_as_json():
     for wrong in (dict(size=4), dict(size=64.), dict(crop=0), dict(mean=(1, 2)), dict(std=(1, 1, 0))):
         with pytest.raises(InputError): View(**wrong)
@@ -476,21 +498,77 @@ def test_a_picture_that_is_mended_comes_back(survey, tmp_path):
     assert len(load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)) == 20
 
 
-@pytest.mark.parametrize("harm", ["cut", "index", "gone"])
-def test_a_damaged_cache_is_built_anew(survey, tmp_path, harm):
+def manifest(folder, **changes):
+    about = json.loads((folder / "cache.json").read_text())
+    (folder / "cache.json").write_text(json.dumps({**about, **changes}))
+
+
+def overwritten(file, where, content):
+    with open(file, "r+b") as f: f.seek(where); f.write(content)
+
+
+def shuffled(folder):
+    index = pd.read_parquet(folder / "index.parquet")
+    index[::-1].to_parquet(folder / "index.parquet", index=False)
+
+
+ROW = 3 * 32 * 32
+HARMS = {
+    "cut": (lambda f: os.truncate(f / "pixels.u8", 5000), "has 5,000 bytes of pixels where its index counts 61,440"),
+    "longer": (lambda f: os.truncate(f / "pixels.u8", 61441), "has 61,441 bytes"),
+    "empty": (lambda f: os.truncate(f / "pixels.u8", 0), "has 0 bytes"),
+    "no pixels": (lambda f: (f / "pixels.u8").unlink(), "cannot be read \\(FileNotFoundError"),
+    "flipped": (lambda f: overwritten(f / "pixels.u8", 7 * ROW + 9, b"\x99"), "other pixels of 'g07' than were written"),
+    "zeros": (lambda f: overwritten(f / "pixels.u8", 3 * ROW, bytes(ROW)), "other pixels of 'g03'"),
+    "foreign pixels": (lambda f: (f / "pixels.u8").write_bytes(os.urandom(61440)), "other pixels of 'g00'"),
+    "foreign index": (lambda f: (f / "index.parquet").write_bytes(b"PAR1 no more"), "cannot be read \\(ArrowInvalid"),
+    "other table": (lambda f: pd.DataFrame({"a": [1]}).to_parquet(f / "index.parquet"), "cannot be read"),
+    "index of another order": (shuffled, "other pixels|another list of ids"),
+    "no manifest": (lambda f: (f / "cache.json").unlink(), "cannot be read \\(FileNotFoundError"),
+    "manifest cut": (lambda f: os.truncate(f / "cache.json", 20), "cannot be read \\(JSONDecodeError|Unterminated"),
+    "manifest too deep": (lambda f: (f / "cache.json").write_text("[" * 100_000), "cannot be read"),
+    "manifest a list": (lambda f: (f / "cache.json").write_text("[1, NaN]"), "cannot be read \\(TypeError"),
+    "manifest of another view": (lambda f: manifest(f, view=View(32, .5).to_dict()), "made by other rules crop=0.5"),
+    "older rules": (lambda f: manifest(f, rules=1), "made by other rules"),
+}
+
+
+@pytest.mark.parametrize("harm, message", [pytest.param(*case, id=name) for name, case in HARMS.items()])
+def test_a_damaged_cache_is_built_anew_and_it_is_said(survey, tmp_path, harm, message):
     first = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
     pixels = first.pixels.clone()
-    if harm == "cut": (first.folder / "pixels.u8").write_bytes(b"short")
-    if harm == "index": (first.folder / "index.parquet").write_bytes(b"PAR1 no more")
-    if harm == "gone": (first.folder / "cache.json").unlink()
-    again = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    harm(first.folder)
+    with pytest.warns(UserWarning, match=f"The pixel cache .*({message}).*built anew"):
+        again = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
     assert torch.equal(again.pixels, pixels) and again.verify(survey) == []
+    with warnings.catch_warnings():  # and now nothing is wrong
+        warnings.simplefilter("error")
+        load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
 
 
-def test_verify_finds_a_flipped_pixel(survey, tmp_path):
-    cache = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
-    with open(cache.folder / "pixels.u8", "r+b") as f: f.seek(1234); f.write(b"\x99")
-    with pytest.raises(InputError, match="was damaged"): cache.verify(survey)
+def test_verify_names_the_galaxy_of_a_flipped_bit(survey, tmp_path):
+    for row, bit in ((0, 1), (7, 128), (19, 16)):
+        cache = load_pixels(survey, VIEW, cache_dir=tmp_path / str(row), progress=False)
+        place, file = row * ROW + ROW - 1, cache.folder / "pixels.u8"
+        overwritten(file, place, bytes([file.read_bytes()[place] ^ bit]))
+        with pytest.raises(InputError, match=f"Pixels of 1 pictures .* were damaged \\('g{row:02}'\\): delete it"):
+            cache.verify(survey)
+
+
+def test_other_rules_of_decoding_make_another_cache(survey, tmp_path, monkeypatch):
+    first = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    monkeypatch.setattr(data, "_RULES", data._RULES + 1)
+    second = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    assert first.folder != second.folder and first.folder.exists()
+
+
+def test_a_cache_that_can_only_be_read_is_read(survey, tmp_path, monkeypatch):
+    first = load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False)
+    def refused(path): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(data, "FileLock", refused)
+    assert torch.equal(load_pixels(survey, VIEW, cache_dir=tmp_path / "c", progress=False).pixels, first.pixels)
+    with pytest.raises(InputError, match="needs 96,000 bytes in .*Permission denied.*another cache_dir"):
+        load_pixels(survey, View(40), cache_dir=tmp_path / "c", progress=False)
 
 
 def build_slowly(root, decoded, sums):
@@ -530,9 +608,15 @@ def test_two_processes_and_a_killed_one_build_one_cache(survey, tmp_path):
 def test_a_full_disk_is_said_before_the_first_picture(survey, tmp_path, monkeypatch):
     calls = count_decodes(monkeypatch)
     monkeypatch.setattr(data.shutil, "disk_usage", lambda path: type("Usage", (), dict(free=10))())
-    with pytest.raises(InputError, match="needs 0.00 GB in .*cache_dir=None"):
+    with pytest.raises(InputError, match="needs 61,440 bytes in .*10 bytes are free.*cache_dir=None"):
         load_pixels(survey, VIEW, tmp_path / "c", progress=False)
     assert not calls
+    class Survey:  # too large for any disk, and said so before a picture is asked for
+        ids = range(10**12)
+        def __len__(self): return 10**12
+        def fingerprint(self): return "huge"
+    with pytest.raises(InputError, match="needs 49,152,000.0 GB in"):
+        load_pixels(Survey(), View(128), tmp_path / "c", progress=False)
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(survey, tmp_path, monkeypatch):
@@ -540,6 +624,55 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(survey, tmp_path, monkeypatc
     monkeypatch.setattr(data.os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
         load_pixels(survey, VIEW, tmp_path / "c", progress=False)
+    assert [p.name for p in (tmp_path / "c").iterdir() if not p.name.endswith(".lock")] == []
+
+
+def fill_up(root, source, limit, said):
+    "In a process of its own: a disk, or a quota, that takes no file larger than `limit`"
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try: load_pixels(source, VIEW, root / "c", progress=False)
+    except InputError as e: said.put(str(e))
+    else: said.put("nothing was wrong")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("limit", [0, 3000, 50_000])
+def test_a_file_that_may_not_grow_is_an_error_and_leaves_nothing(survey, tmp_path, limit):
+    context = multiprocessing.get_context("fork")
+    said = context.Queue()
+    process = context.Process(target=fill_up, args=(tmp_path, survey, limit, said))
+    process.start()
+    message = said.get(timeout=60)
+    process.join()
+    assert "needs 61,440 bytes in" in message and "File too large" in message and "another cache_dir" in message
+    assert [p.name for p in (tmp_path / "c").iterdir() if not p.name.endswith(".lock")] == []
+    assert len(load_pixels(survey, VIEW, tmp_path / "c", progress=False)) == 20  # with room it is built
+
+
+def test_a_disk_that_takes_a_part_of_a_row_gets_the_rest(survey, tmp_path, monkeypatch):
+    real = open
+    class Slow:
+        def __init__(self, *args, **kwargs): self.file = real(*args, **kwargs)
+        def write(self, piece): return self.file.write(piece[:1000])
+        def fileno(self): return self.file.fileno()
+        def __enter__(self): return self
+        def __exit__(self, *args): self.file.close()
+    def opened(path, mode="r", **kwargs): return (Slow if mode == "wb" else real)(path, mode, **kwargs)
+    monkeypatch.setattr(data, "open", opened, raising=False)
+    cache = load_pixels(survey, VIEW, tmp_path / "c", progress=False)
+    assert torch.equal(cache.pixels, load_pixels(survey, VIEW, progress=False).pixels)
+
+
+def test_a_disk_that_fails_while_it_is_flushed_is_said(survey, tmp_path, monkeypatch):
+    "The thread that flushes meets the error; whoever decodes hears of it, long before the end"
+    calls, source = count_decodes(monkeypatch), folder_of(tmp_path, {f"m{i:04}": JPEG for i in range(1000)})
+    def broken(fd): raise OSError(5, "Input/output error")
+    monkeypatch.setattr(data.os, "fsync", broken)
+    with pytest.raises(InputError, match="needs 150.5 MB in .*Input/output error"):
+        load_pixels(source, View(224), tmp_path / "c", progress=False)
+    assert len(calls) < 1000
     assert [p.name for p in (tmp_path / "c").iterdir() if not p.name.endswith(".lock")] == []
 
 
