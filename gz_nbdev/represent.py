@@ -36,13 +36,13 @@ from safetensors.numpy import load as load_tensors, save as save_tensors
 from sklearn.decomposition import IncrementalPCA
 from torch import Tensor, nn
 
-from .schema import InputError, near_names
+from .schema import PALETTE, InputError, near_names
 from .store import Store, atomic_write, features_array, features_column, sha256_file
 from .data import PixelCache, View, iter_batches
 from .models import Weights, create_encoder, load_weights, shipped_weights
 from .predict import _progress
 
-# %% ../nbs/55_represent.ipynb #c4ec317e
+# %% ../nbs/55_represent.ipynb #5de09567
 @dataclass(frozen=True)
 class Encoder:
     "A network without its head, and what its numbers depend on"
@@ -60,7 +60,7 @@ def _state_hash(module: nn.Module) -> str:   # 12 hexadecimal digits
         h.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return h.hexdigest()[:12]
 
-# %% ../nbs/55_represent.ipynb #eb677ea9
+# %% ../nbs/55_represent.ipynb #423b5d51
 def _timm_view(module: nn.Module) -> View | None:
     "The view with which timm says that an encoder was trained"
     config = getattr(module, "pretrained_cfg", None)
@@ -80,7 +80,7 @@ def _is_weights(name: str) -> bool:
     return name in shipped_weights() or Path(name).is_dir() and not (
         (Path(name) / "config.json").is_file() and not (Path(name) / "gz.json").exists())
 
-# %% ../nbs/55_represent.ipynb #b6f3180e
+# %% ../nbs/55_represent.ipynb #ab05cc37
 def open_encoder(
     encoder,             # `Weights`, their name or folder; a timm name, "hf-hub:owner/name"; or a module
     view: View = None,   # of a module; else the encoder's own
@@ -105,7 +105,7 @@ def open_encoder(
                          "std=...), as it was trained")
     return Encoder(encoder, view, _state_hash(encoder), width, name)
 
-# %% ../nbs/55_represent.ipynb #2057fc9d
+# %% ../nbs/55_represent.ipynb #d887c582
 @dataclass(frozen=True)
 class Plan:
     "How a network is run"
@@ -121,7 +121,7 @@ class Plan:
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
-# %% ../nbs/55_represent.ipynb #55c510e4
+# %% ../nbs/55_represent.ipynb #1ed5f93c
 class _Network:
     "An encoder, run as a plan says: pixels in, representations out"
     def __init__(self, encoder: Encoder, plan: Plan, device, turns: int):
@@ -150,14 +150,14 @@ class _Network:
             parts.append((sum(map(self._once, views)) / self.turns)[:len(part)].cpu().numpy())
         return np.concatenate(parts)
 
-# %% ../nbs/55_represent.ipynb #98c6a6f2
+# %% ../nbs/55_represent.ipynb #e3b6202e
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:   # (galaxies,)
     "Cosine of the angle between the rows of two tables"
     return (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-30)
 
 _SAME = .999  # cosine to float32 that every galaxy must keep
 
-# %% ../nbs/55_represent.ipynb #fcf56752
+# %% ../nbs/55_represent.ipynb #96d72434
 def _guess(device: torch.device, size: int) -> Plan:
     "A sound plan, without a trial"
     if device.type == "cuda": return Plan("bf16" if torch.cuda.is_bf16_supported(False) else "float32", 256)
@@ -177,7 +177,7 @@ def _timed(network: _Network, pixels: Tensor) -> tuple:   # representations; pic
     features = network(pixels)
     return features, len(pixels) / max(_clock(network.device) - start, 1e-9)
 
-# %% ../nbs/55_represent.ipynb #661f9f52
+# %% ../nbs/55_represent.ipynb #ecb2caf2
 def _notes_file(encoder: Encoder, device: torch.device, turns: int) -> Path:
     "Where the speeds of an encoder on this machine are kept"
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
@@ -202,12 +202,12 @@ def _note(file: Path, rows: list) -> None:
         atomic_write(file, json.dumps(told))
     except (OSError, InputError): pass
 
-# %% ../nbs/55_represent.ipynb #6dd54323
+# %% ../nbs/55_represent.ipynb #23113363
 def _best(rows: list, todo: float) -> Plan:
     "The plan by which `todo` pictures are done first"
     return min(rows, key=lambda row: row[2] + todo / max(row[1], 1e-9))[0]
 
-# %% ../nbs/55_represent.ipynb #9ad03746
+# %% ../nbs/55_represent.ipynb #bc68d239
 class _Trial:
     "Ways to run an encoder, tried on the first pictures of a job"
     def __init__(self, encoder: Encoder, pixels: Tensor, device, turns: int, guess: Plan):
@@ -251,7 +251,7 @@ class _Trial:
         except Exception as e: good, rate = self._failed(plan, e), 0.
         return plan, rate * good, time.perf_counter() - began if plan.compiled else 0.
 
-# %% ../nbs/55_represent.ipynb #0bf5b830
+# %% ../nbs/55_represent.ipynb #57252133
 _COMPILING = 60.  # seconds that compiling may take, before it was measured
 
 def choose_plan(
@@ -287,7 +287,7 @@ def choose_plan(
         _note(file, rows)
     return _best(rows, todo / workers)
 
-# %% ../nbs/55_represent.ipynb #9481947d
+# %% ../nbs/55_represent.ipynb #66b7709d
 def _joined(pieces, size: int):
     "Batches of `size` from smaller ones"
     ids, parts = [], []
@@ -319,7 +319,7 @@ def _workers(device: torch.device):
     try: yield count
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/55_represent.ipynb #cb0a5009
+# %% ../nbs/55_represent.ipynb #a3e7ff0d
 _NAN = "its representation is not finite (NaN or infinity)"
 _HALF = "its representation is too large for float16: use dtype='float32'"
 
@@ -359,7 +359,7 @@ def _store_all(store: Store, results, dtype: str, shard_size: int, failures: lis
             ids, parts = [], []
     _shard(store, ids, parts, failures)
 
-# %% ../nbs/55_represent.ipynb #cc8f8e78
+# %% ../nbs/55_represent.ipynb #40ff9841
 def _plan_of(store: Store, machine: str) -> Plan | None:
     "The plan with which a store was begun on this machine"
     try:
@@ -416,7 +416,7 @@ def represent(
         store.summary = store.finish(chain(source.ids, source.failures["id_str"] if stored else ()))
     return store
 
-# %% ../nbs/55_represent.ipynb #4d05bbad
+# %% ../nbs/55_represent.ipynb #cf7b3639
 _WIDE = {"plain": ("id_str", [], "feat_{}"), "decals": ("iauname", ["png_loc"], "feat_{}_pred"),
          "gz2": ("id_str", ["iauname", "png_loc"], "feat_{}_pred"), "desi": ("id_str", ["ra", "dec"], "feat_pca_{}")}
 _WIDE_NAME = r"feat_(?:pca_)?(\d+)(?:_pred)?"
@@ -444,7 +444,7 @@ def _wide_batch(table, name: str, pattern: str, beside):   # pyarrow Table
         columns |= {column: pa.array(rows[column], from_pandas=True) for column in rows}
     return pa.table(columns | {pattern.format(i): features[:, i] for i in range(features.shape[1])})
 
-# %% ../nbs/55_represent.ipynb #66883bda
+# %% ../nbs/55_represent.ipynb #465c36e5
 @contextmanager
 def _whole_file(path: Path):
     "A name to write to; what is there takes the name `path` if all went well"
@@ -481,7 +481,7 @@ def write_wide(
             if writer is not None: writer.close()
     return path
 
-# %% ../nbs/55_represent.ipynb #d8f73536
+# %% ../nbs/55_represent.ipynb #eba48403
 def _wide_columns(names: list, path) -> list:
     "The columns of features, in the order of their numbers"
     found = pd.Series(names).str.fullmatch(_WIDE_NAME)
@@ -495,11 +495,14 @@ def _wide_columns(names: list, path) -> list:
                          "0 on are needed, once")
     return [names[i] for i in numbers.index]
 
+def _check_ids(kind: pa.DataType, name: str, path) -> None:
+    "An error where ids are neither text nor whole numbers"
+    if not any(fits(kind) for fits in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
+        raise InputError(f"{path}: the ids in {name!r} are {kind}. A float keeps 16 digits, so longer ids are others' "
+                         "by now: take a file with text ids, or another id_column=")
+
 def _text_column(column, name: str, path) -> pa.Array:
-    "Ids as text, from text or whole numbers"
-    if not any(fits(column.type) for fits in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
-        raise InputError(f"{path}: the ids in {name!r} are {column.type}. A float keeps 16 digits, so longer ids are "
-                         "others' by now: take a file with text ids, or another id_column=")
+    "Ids as text, all there"
     if column.null_count: raise InputError(f"{path}: {column.null_count:,} rows have no {name}: every row needs its id")
     return column.cast(pa.string())
 
@@ -510,7 +513,7 @@ def _open_wide(path: Path):   # pq.ParquetFile
         raise InputError(f"{path} cannot be read ({str(e).splitlines()[0]}): it is missing, cut short, or no parquet "
                          "file. Copy it again") from None
 
-# %% ../nbs/55_represent.ipynb #88e66463
+# %% ../nbs/55_represent.ipynb #dccdf653
 def _wide_rows(path, file, id_column: str, wide: list, others: list):
     "Blocks of a wide file: a table of ids and other columns, and the vectors"
     try:
@@ -534,6 +537,7 @@ def read_wide(
     id_column = id_column or next((c for c in ("id_str", "iauname") if c in names), "id_str")
     if id_column not in names: raise InputError(f"{path} has no column {id_column!r}: {near_names(id_column, names)}")
     wide = _wide_columns(names, path)
+    _check_ids(file.schema_arrow.field(id_column).type, id_column, path)
     others = [c for c in names if c not in (*wide, id_column, "id_str", "__index_level_0__")]
     said = json.loads((file.schema_arrow.metadata or {}).get(b"gz_nbdev", b"{}"))
     kept = {key: said[key] for key in ("weights", "turns", "view", "pca") if key in said}
@@ -552,7 +556,7 @@ def read_wide(
         store.summary = store.finish(ids)
     return store
 
-# %% ../nbs/55_represent.ipynb #a28a7a94
+# %% ../nbs/55_represent.ipynb #83618a59
 @dataclass(frozen=True)
 class Pca:
     "Principal components of representations"
@@ -592,7 +596,7 @@ def _blocks(store: Store, least: int):
             waiting = [joined[cut:]]
     if waiting: yield np.concatenate(waiting)
 
-# %% ../nbs/55_represent.ipynb #8604387b
+# %% ../nbs/55_represent.ipynb #a8ed6b2a
 def fit_pca(
     store,                  # `Store` of representations, or its folder
     components: int = 40,   # how many
@@ -637,13 +641,13 @@ def load(
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
         raise InputError(f"There are no whole principal components in {folder}: {e}. fit_pca(store) makes them") from e
 
-# %% ../nbs/55_represent.ipynb #ec51fbd7
+# %% ../nbs/55_represent.ipynb #a1e5b5d9
 def plot_explained(
     pca: Pca,   # from `fit_pca`
 ):              # matplotlib figure
     "The share of variance that principal components explain, each and together"
     import matplotlib.pyplot as plt
-    number, colour = np.arange(1, len(pca.ratio) + 1), "#0072B2"
+    number, colour = np.arange(1, len(pca.ratio) + 1), PALETTE[0]
     fig, (one, all_of) = plt.subplots(1, 2, figsize=(7, 2.6), dpi=80, layout="constrained")
     one.plot(number, 100 * pca.ratio, "o-", color=colour, ms=3)
     one.set(xlabel="component", ylabel="variance explained (%)", yscale="log")
@@ -652,7 +656,7 @@ def plot_explained(
     plt.close(fig)
     return fig
 
-# %% ../nbs/55_represent.ipynb #1bd2d4e6
+# %% ../nbs/55_represent.ipynb #08da24ca
 def reduce_table(
     store,                    # `Store` of representations, or its folder
     pca: Pca,                 # from `fit_pca`
@@ -681,7 +685,7 @@ def reduce_table(
         reduced.summary = reduced.finish(i for table in store.tables(["id_str"]) for i in table["id_str"].to_pylist())
     return reduced
 
-# %% ../nbs/55_represent.ipynb #4bb77f6f
+# %% ../nbs/55_represent.ipynb #cb2c4235
 def umap_places(
     store,                  # `Store` of representations (better of components), or its folder
     sample: int = 20_000,   # galaxies that the plane is learned from

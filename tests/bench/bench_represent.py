@@ -135,6 +135,8 @@ def speed(args, folder: Path):
         arms.setdefault("decoding alone", []).append(timed(lambda: decode_only(source, view)))
         if os.environ.get("ZOOBOT_PYTHON"):
             arms.setdefault("zoobot", []).append(zoobot(args, folder / "catalog.csv", folder / "state.safetensors", folder))
+        print(f"  repeat {i}: " + ", ".join(f"{arm} {runs[-1][0]:.1f} s ({runs[-1][1]:.1f} of processors)"
+                                            for arm, runs in arms.items()), flush=True)
     said = (folder / "ours0" / "plan.json").read_text()
     print(f"{args.encoder} at {args.size} px, {args.rows:,} galaxies, {said}, {torch.get_num_threads()} threads, "
           f"load {os.getloadavg()[0]:.1f}")
