@@ -6,16 +6,21 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/train.html.md"""
 
 # %% auto #0
 __all__ = ['CHECKPOINT_SECONDS', 'CHECKPOINT_SHARE', 'FractionError', 'EpochLog', 'mean_votes', 'StopOnNaN', 'layer_groups',
-           'layer_rates', 'Precision', 'AverageWeights', 'galaxy_learner', 'seconds_per_epoch', 'Checkpoint',
-           'read_checkpoint', 'fit_for', 'TensorBoardLog', 'WandbLog', 'machine_name', 'save_learner', 'train_votes']
+           'layer_rates', 'Precision', 'Compile', 'machine_name', 'fast_plan', 'AverageWeights', 'FusedAdam',
+           'galaxy_learner', 'seconds_per_epoch', 'training_side', 'Shrink', 'Checkpoint', 'read_checkpoint', 'fit_for',
+           'TensorBoardLog', 'WandbLog', 'save_learner', 'train_votes']
 
 # %% ../nbs/40_train.ipynb #2703e877
 import copy
 import hashlib
+import importlib.util
 import itertools
 import json
+import math
+import os
 import platform
 import re
+import shutil
 import signal
 import threading
 import time
@@ -25,25 +30,33 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import Learner  # with fit_one_cycle
 from fastai.callback.training import BnFreeze, GradientClip
-from fastai.optimizer import Adam
-from fastai.torch_core import set_seed
+from fastai.learner import AvgLoss, AvgMetric, AvgSmoothLoss
+from fastai.optimizer import Optimizer
+from fastai.torch_core import find_bs, set_seed
 from fastcore.basics import patch
+from fastcore.foundation import L
+from fastcore.xdg import xdg_cache_home
+from fasttransform import ItemTransform
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from timm.models import group_parameters
 from timm.utils import ModelEmaV3
 from torch import Tensor
+from torch.optim.adamw import adamw
 
+# %% ../nbs/40_train.ipynb #115675f2
 from .schema import InputError, Schema
 from .store import atomic_write, sha256_file
 from .data import Augment, GalaxyDL, PixelCache, View, galaxy_dls, load_pixels
 from .losses import DirichletMultinomialLoss, expected_fractions, question_membership, to_concentrations
-from .models import GalaxyModel, Weights, create_encoder, load_weights, save_weights, shipped_weights
+from .models import GalaxyModel, Weights, create_encoder, is_weights, load_weights, save_weights
 
 # %% ../nbs/40_train.ipynb #cfb290d1
 class FractionError:
@@ -55,11 +68,12 @@ class FractionError:
         self.loss, self.min_asked, self.__name__ = DirichletMultinomialLoss(schema), min_asked, "fraction_error"
     def __call__(self, output, votes):
         output, votes = output.detach().as_subclass(torch.Tensor), votes.as_subclass(torch.Tensor)
-        membership, votes = self.loss.membership.to(output.device), votes.double()
+        membership, votes = self.loss.to(output.device).membership, votes.double()
         fractions = expected_fractions(to_concentrations(output), membership)
         asked = votes @ membership @ membership.T
         keep = asked >= self.min_asked
-        return (fractions - votes / asked.clamp(min=1))[keep].abs().mean()
+        error = (fractions - votes / asked.clamp(min=1)).abs()
+        return torch.where(keep, error, 0).sum() / keep.sum()
 
 # %% ../nbs/40_train.ipynb #12b614ca
 class EpochLog(Callback):
@@ -102,18 +116,66 @@ def mean_votes(
     return expected_fractions(votes[None], question_membership(schema))[0].float()
 
 # %% ../nbs/40_train.ipynb #45727d39
+_READ = 50  # steps of an accelerator between two looks at the loss, each of which waits for all that it has to do
+
 class StopOnNaN(Callback):
     "Stop when the loss is not finite, with the weights of the last finished epoch put back"
     order = -9
-    def before_fit(self): self.sound, self.reason = None, None
+    def __init__(self,
+                 every: int | None = None,  # steps from one look at the loss to the next; None: 1 on a CPU, else 50
+                 ):
+        super().__init__()
+        self.every, self.sound, self.reason, self.total = every, None, None, 0.
+    def before_fit(self): self.sound, self.reason, self.total = None, None, 0.
     def before_epoch(self): self.sound = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
     def after_loss(self):
-        if torch.isfinite(self.loss): return
+        self.total = self.total + self.loss.detach()
+        every = self.every or (1 if self.loss.device.type == "cpu" else _READ)
+        if self.iter % every == every - 1: self.check()
+    def after_train(self): self.check()
+    def after_validate(self): self.check()
+    def after_fit(self): self.sound = None
+    def check(self):
+        "Look at the sum of the losses since the last look: one that was no number is still in it"
+        total, self.total = float(self.total), 0.
+        if math.isfinite(total) or self.sound is None: return
         self.model.load_state_dict(self.sound)
-        self.reason = (f"the loss was {self.loss.item()} in epoch {self.epoch}: a learning rate that is too high, or a "
+        self.reason = (f"the loss was {total} in epoch {self.epoch}: a learning rate that is too high, or a "
                        "broken input")
         print(f"Training stopped: {self.reason}. The weights of the last finished epoch are put back.")
         raise CancelFitException
+
+# %% ../nbs/40_train.ipynb #4166c741
+class _SmoothLoss(AvgSmoothLoss):
+    "The moving average of the loss, kept where the loss is"
+    def accumulate(self, learn):
+        loss = learn.loss.detach().mean()
+        self.count, self.val = self.count + 1, torch.lerp(loss, self.val.to(loss.device), self.beta)
+
+class _MeanLoss(AvgLoss):
+    "The mean loss, kept where the loss is"
+    def accumulate(self, learn):
+        self.total = self.total + learn.loss.detach().mean() * find_bs(learn.yb)
+        self.count += find_bs(learn.yb)
+
+class _MeanMetric(AvgMetric):
+    "The mean of a metric, kept where the network is"
+    def accumulate(self, learn):
+        self.total = self.total + self.func(learn.pred, *learn.yb).detach() * find_bs(learn.yb)
+        self.count += find_bs(learn.yb)
+
+class _Progress(ProgressCallback):
+    "fastai's bar; its text is the loss of some batches ago"
+    name = "progress"
+    def after_batch(self):
+        self.pbar.update(self.iter + 1)
+        if self.iter % _READ == 0 and hasattr(self, "smooth_loss"): self.pbar.comment = f"{self.smooth_loss.item():.4f}"
+
+def _seldom_bar(learn) -> None:
+    "Let the bar of a learner do without a look at every loss"
+    if type(getattr(learn, "progress", None)) is ProgressCallback:
+        learn.remove_cb(learn.progress)
+        learn.add_cb(_Progress())
 
 # %% ../nbs/40_train.ipynb #42cf2fb1
 _CLIP = 50.  # longest gradient, nats a galaxy
@@ -178,6 +240,110 @@ class Precision(MixedPrecision):
         if self.autocast is not None: self.autocast.__exit__(None, None, None)
         self.autocast = None
 
+# %% ../nbs/40_train.ipynb #e99e96aa
+class Compile(Callback):
+    "The encoder compiled by torch while it trains"
+    order = 9
+    def before_fit(self): self.compiled = torch.compile(self.model.encoder.forward, dynamic=False)
+    def before_train(self): self.model.encoder.forward = self.compiled
+    def after_train(self): self.end()
+    def after_fit(self): self.end()
+    def end(self):
+        "The encoder as it was"
+        self.model.encoder.__dict__.pop("forward", None)
+
+# %% ../nbs/40_train.ipynb #9597fba4
+def machine_name(
+    device,    # torch device
+) -> str:
+    "The device in words"
+    if device.type == "cuda": return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+
+def _speeds_file() -> Path: return xdg_cache_home() / "gz_nbdev" / "training_speed.json"
+
+def _known_speeds() -> dict:   # of seconds a step by candidate, by machine, network and size
+    "What was measured before, as far as it can be read and makes sense"
+    def sound(v): return isinstance(v, (int, float)) and 0 < v < math.inf
+    try: known = json.loads(_speeds_file().read_text("utf-8"))
+    except (OSError, ValueError): return {}
+    if not isinstance(known, dict): return {}
+    return {k: v for k, v in known.items() if isinstance(v, dict) and "float32" in v and all(map(sound, v.values()))}
+
+def _note_speeds(key: str, speeds: dict) -> None:
+    "Keep what was measured, where that is possible"
+    try:
+        _speeds_file().parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(_speeds_file(), json.dumps(_known_speeds() | {key: speeds}, indent=1))
+    except (OSError, InputError): pass  # a home that is read-only or full: measured again next time
+
+# %% ../nbs/40_train.ipynb #2f624c3c
+_DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+def _step_seconds(model, x, dtype) -> float:
+    "How long one pass forwards and backwards takes"
+    began = time.perf_counter()
+    with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None): output = model(x)
+    output.float().square().mean().backward()
+    if x.is_cuda: torch.cuda.synchronize()
+    model.zero_grad()
+    return time.perf_counter() - began
+
+def _trial(model, x, rounds: int = 4) -> dict:   # seconds a step by precision
+    "The best of some steps in each precision, taken in turns after one to warm up"
+    half = "fp16" if x.is_cuda and not torch.cuda.is_bf16_supported(including_emulation=False) else "bf16"
+    first = {name: [_step_seconds(model, x, _DTYPES[name]) for _ in range(2)][1] for name in ("float32", half)}
+    if first[half] > 3 * first["float32"]: return first  # imitated
+    spent = [{name: _step_seconds(model, x, _DTYPES[name]) for name in first} for _ in range(rounds)]
+    return {name: min(step[name] for step in spent) for name in first}
+
+def _trial_compiled(model, x, name: str) -> dict:   # seconds a step, and of compiling; or an error's text
+    "The same for a compiled encoder"
+    if x.is_cuda: missing = None if importlib.util.find_spec("triton") else "triton is not installed"
+    else: missing = None if shutil.which(os.environ.get("CXX", "g++")) else "there is no C++ compiler (g++)"
+    if missing: return {"why": missing}
+    model.encoder.forward = torch.compile(model.encoder.forward, dynamic=False)
+    try: compiling = _step_seconds(model, x, _DTYPES[name])
+    except Exception as error:  # whatever compilers raise
+        return {"why": f"torch cannot compile it: {str(error).splitlines()[0][:100]}"}
+    return {"compiling": compiling, f"compiled {name}": min(_step_seconds(model, x, _DTYPES[name]) for _ in range(4))}
+
+# %% ../nbs/40_train.ipynb #feeb002a
+_LONG = 900.  # seconds of training from which on compiling is tried at all
+
+def fast_plan(
+    model: GalaxyModel,            # to be trained; it is left as it is
+    size: int,                     # side of the pictures, px
+    bs: int = 32,                  # galaxies a step
+    device=None,                   # None = where the network is
+    steps: int | None = None,      # of the run, if known: what compiling has to repay itself in
+    seconds: float | None = None,  # or how long the run may take
+    again: bool = False,           # measure, even if this machine did so before
+) -> dict:                         # precision and compile for `galaxy_learner`; rates (galaxies/s by candidate); told
+    "The fastest way to train this network on this machine, from a few steps of each"
+    device = torch.device(device or next(model.parameters()).device)
+    model = copy.deepcopy(model).to(device).train()
+    kind = model.encoder.pretrained_cfg.get("architecture")
+    moving = [p.numel() for p in model.parameters() if p.requires_grad]
+    key = " | ".join(map(str, (platform.node(), machine_name(device), torch.__version__, kind, sum(moving), size, bs)))
+    speeds = {} if again else _known_speeds().get(key, {})
+    found, x, why = bool(speeds), torch.rand(bs, 3, size, size, device=device), ""
+    if not speeds: speeds = _trial(model, x)
+    half = "fp16" if "fp16" in speeds else "bf16"
+    best = half if speeds.get(half, math.inf) < .9 * speeds["float32"] else "float32"
+    steps, compiled = steps or int((seconds or 0) / speeds[best]), f"compiled {best}"
+    if steps * speeds[best] > _LONG and compiled not in speeds:
+        found, tried = False, _trial_compiled(model, x, best)
+        why = f"; not compiled: {tried.pop('why')}" if "why" in tried else ""
+        speeds |= tried
+    if not found: _note_speeds(key, speeds)
+    repays = steps * (speeds[best] - speeds.get(compiled, math.inf)) > speeds.get("compiling", 0)
+    rates = {name: bs / value for name, value in speeds.items() if name != "compiling"}
+    listed = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+    when = "found earlier" if found else "measured"
+    told = f"Training in {compiled if repays else best}. Galaxies/s {when} here: {listed}{why}"
+    return dict(precision=None if best == "float32" else best, compile=repays, rates=rates, told=told)
+
 # %% ../nbs/40_train.ipynb #eac39191
 class AverageWeights(Callback):
     "A moving average of the weights, which validation sees and which is kept (Polyak & Juditsky 1992)"
@@ -198,6 +364,39 @@ class AverageWeights(Callback):
         self.raw = None
     def after_fit(self): self.end()
     def end(self): self.average = None
+
+# %% ../nbs/40_train.ipynb #e87e9d2e
+class FusedAdam(Optimizer):
+    "fastai's `Adam` with decoupled weight decay (Loshchilov & Hutter 2019), a group of layers at a time"
+    def __init__(self,
+                 params,               # lists of parameters, one for each group
+                 lr: float,            # learning rate of all groups; schedules change it
+                 mom: float = .9,      # share of the mean gradient that stays at each step
+                 sqr_mom: float = .99, # of the mean squared gradient
+                 eps: float = 1e-5,    # keeps small gradients small
+                 wd: float = .01,      # weight decay
+                 ):
+        super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+
+    def zero_grad(self):
+        for p in itertools.chain(*self.param_lists): p.grad = None
+
+    def step(self, closure=None):
+        for params, hyper in zip(self.param_lists, self.hypers):
+            params = [p for p in params if p.grad is not None]
+            for decays in (True, False):
+                mine = [p for p in params if self.state[p].get("do_wd", True) == decays]
+                if mine: self._step(mine, hyper, hyper["wd"] if decays else 0.)
+
+    def _step(self, params, hyper, wd):
+        for p in params:
+            if "step" not in self.state[p]:
+                self.state[p] |= {key: torch.zeros_like(p) for key in ("grad_avg", "sqr_avg")}
+                self.state[p]["step"] = torch.zeros((), device=p.device)
+        moments = [[self.state[p][k] for p in params] for k in ("grad_avg", "sqr_avg")]
+        adamw(params, [p.grad for p in params], *moments, [], [self.state[p]["step"] for p in params],
+              fused=params[0].device.type in ("cpu", "cuda"), amsgrad=False, beta1=hyper["mom"], beta2=hyper["sqr_mom"],
+              lr=hyper["lr"], weight_decay=wd, eps=hyper["eps"], maximize=False)
 
 # %% ../nbs/40_train.ipynb #b238fac1
 def _new_model(dls, encoder, dropout, seed) -> GalaxyModel:
@@ -230,14 +429,14 @@ def _fits(dls, model) -> GalaxyModel:
 # %% ../nbs/40_train.ipynb #7218b90e
 def _extras(precision, average, freeze, device) -> list:
     "The callbacks that were asked for"
-    if precision not in (None, "bf16", "fp16"):
-        raise InputError(f"precision={precision!r}: \"bf16\", \"fp16\" or None for float32")
+    if precision not in (None, "auto", "bf16", "fp16"):
+        raise InputError(f"precision={precision!r}: \"auto\", \"bf16\", \"fp16\" or None for float32")
     if precision == "fp16" and device.type != "cuda":
         raise InputError(f"fp16 needs a GPU, and this is {device.type}: take precision=\"bf16\" here")
     if average is not None and not 0 < average < 1:
         raise InputError(f"average={average!r}: a share between 0 and 1, such as .999")
     cbs = []
-    if precision: cbs.append(Precision(precision))
+    if precision not in (None, "auto"): cbs.append(Precision(precision))
     if average: cbs.append(AverageWeights(average))
     if freeze: cbs.append(BnFreeze())
     return cbs
@@ -250,7 +449,7 @@ def galaxy_learner(
     seed: int = 0,                        # of the new weights
     layer_decay: float | None = None,     # each group of layers learns at this fraction of the rate of the next
     freeze: int | str | None = None,      # "encoder", or how many of the first groups of layers stay as they are
-    precision: str | None = None,         # "bf16", or "fp16" on a GPU; None = float32
+    precision: str | None = "auto",       # "bf16", "fp16" on a GPU, None = float32; "auto": `fit_for` asks `fast_plan`
     average: float | None = None,         # decay of a moving average of the weights, such as .999
     **kwargs,                             # for fastai's `Learner`
 ) -> Learner:                             # train it with `fit_for`, or any way fastai knows
@@ -262,10 +461,11 @@ def galaxy_learner(
     model = model.to(device=dls.device, memory_format=torch.channels_last)
     if freeze: _freeze(model, freeze)
     loss = DirichletMultinomialLoss(dls.schema).to(dls.device)
-    learn = Learner(dls, model, loss_func=loss, opt_func=Adam, splitter=layer_groups,
-                    metrics=FractionError(dls.schema), **kwargs)
+    learn = Learner(dls, model, loss_func=loss, opt_func=FusedAdam, splitter=layer_groups,
+                    metrics=_MeanMetric(FractionError(dls.schema)), **kwargs)
+    learn.recorder.loss, learn.recorder.smooth_loss = _MeanLoss(), _SmoothLoss()
     learn.recipe = dict(encoder=str(encoder), dropout=model.head[0].p, layer_decay=layer_decay, freeze=freeze,
-                        precision=precision, average=average, start=_hash(model.state_dict().values()))
+                        precision=precision, compile=False, average=average, start=_hash(model.state_dict().values()))
     return learn.add_cbs([StopOnNaN(), GradientClip(_CLIP), *extras])
 
 # %% ../nbs/40_train.ipynb #18ba58f8
@@ -274,15 +474,55 @@ def seconds_per_epoch(
     steps: int = 8,   # timed, after two to warm up
 ) -> float:
     "How long an epoch of training will take, from a few steps that leave the network as it was"
-    model = copy.deepcopy(learn.model).train()
+    model, dtype = copy.deepcopy(learn.model).train(), learn.precision.dtype if hasattr(learn, "precision") else None
     spent, batches = [], itertools.islice(itertools.cycle(learn.dls.train), steps + 2)
     before = time.perf_counter()
     for xb, yb in batches:
-        learn.loss_func(model(xb), yb).backward()
+        with torch.autocast(xb.device.type, dtype or torch.bfloat16, enabled=dtype is not None): output = model(xb)
+        learn.loss_func(output.float(), yb).backward()
         if xb.is_cuda: torch.cuda.synchronize()
         spent.append(time.perf_counter() - before)
         before = time.perf_counter()
     return float(np.median(spent[2:])) * len(learn.dls.train) * 1.1  # a tenth for the optimiser and validation
+
+# %% ../nbs/40_train.ipynb #d3ea20c0
+def training_side(
+    epoch: int,           # from 0
+    epochs: int,          # of the whole run
+    size: int,            # px of the view
+    start: float | None,  # part of the side to begin with; None = full size always
+) -> int:                 # px, a multiple of 16 below full size
+    "Side of the training pictures in an epoch: it grows evenly, and is full in the last quarter"
+    if start is None or epoch >= .75 * epochs: return size
+    share = start + (1 - start) * epoch / (.75 * epochs)
+    return min(size, max(32, 16 * round(share * size / 16)))
+
+class Shrink(ItemTransform):
+    "Training pictures of `size` px, averaged from larger ones before they are turned"
+    split_idx, order, size = 0, 5, None  # in training alone
+    def encodes(self, batch):
+        x, *rest = batch
+        if self.size is None or x.shape[-1] <= self.size: return batch
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x
+        return (F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True), *rest)
+
+# %% ../nbs/40_train.ipynb #af9ec74d
+@contextmanager
+def _growing(learn, start: float | None):
+    "Sizes of the training pictures by epoch; gives the function that sets them"
+    loader, size, shrink = learn.dls.train, getattr(getattr(learn.dls, "view", None), "size", None), Shrink()
+    if start is not None:
+        if not 0 < start < 1:
+            raise InputError(f"progressive={start}: the part of the side to begin with, such as .6, or None")
+        picture = torch.zeros(1, 3, *[training_side(0, 9, size, start)] * 2, device=learn.dls.device)
+        try:
+            with torch.no_grad(): copy.deepcopy(learn.model).eval()(picture)
+        except AssertionError as error:
+            raise InputError(f"this encoder takes pictures of {size} px only ({error}): progressive=None") from None
+        loader.after_batch.add(shrink)
+    def set_epoch(epoch): shrink.size = training_side(epoch, learn.n_epoch, size, start)
+    try: yield set_epoch
+    finally: loader.after_batch.fs = L(f for f in loader.after_batch.fs if f is not shrink)
 
 # %% ../nbs/40_train.ipynb #ae765413
 def _data_settings(dls) -> dict:
@@ -298,9 +538,9 @@ def _data_settings(dls) -> dict:
                 schema=[dls.schema.name, *dls.schema.columns], batch_size=train.bs, augment=augment) | {
                 f"view {k}": v for k, v in dls.view.to_dict().items()}
 
-def _settings(learn, minutes, epochs, lr, seed, patience) -> dict:
+def _settings(learn, minutes, epochs, lr, seed, patience, progressive=None) -> dict:
     "All that the final weights depend on"
-    plan = dict(minutes=minutes, epochs=epochs, lr=lr, seed=seed, patience=patience)
+    plan = dict(minutes=minutes, epochs=epochs, lr=lr, seed=seed, patience=patience, progressive=progressive)
     return plan | _data_settings(learn.dls) | getattr(learn, "recipe", {})
 
 # %% ../nbs/40_train.ipynb #49a551ec
@@ -321,7 +561,7 @@ def _agreed(
         if differ:
             raise InputError(f"{file.parent} holds another run: {told}. Choose another folder, or delete this one")
         return found
-    if settings["epochs"] is None: settings["epochs"] = _epochs_in(settings["minutes"], learn)
+    if settings["epochs"] is None: settings["epochs"] = _epochs_in(settings["minutes"], learn, settings["progressive"])
     atomic_write(file, json.dumps(settings, indent=1))
     return json.loads(json.dumps(settings))
 
@@ -330,7 +570,14 @@ def _short(value) -> str:
     text = json.dumps(value)
     return text if len(text) < 60 else text[:56] + " ..."
 
-def _epochs_in(minutes, learn) -> int: return max(1, int(60 * minutes / seconds_per_epoch(learn)))
+def _epochs_in(minutes, learn, progressive=None) -> int:
+    "How many epochs fit: those with small pictures cost less"
+    full, epochs = seconds_per_epoch(learn), 1
+    if progressive is None: return max(1, int(60 * minutes / full))
+    size = learn.dls.view.size
+    def seconds(n): return full * sum((training_side(epoch, n, size, progressive) / size) ** 2 for epoch in range(n))
+    while seconds(epochs + 1) <= 60 * minutes: epochs += 1
+    return epochs
 
 # %% ../nbs/40_train.ipynb #814b595f
 CHECKPOINT_SECONDS = 60.  # between two checkpoints within an epoch
@@ -349,24 +596,20 @@ class Checkpoint(Callback):
         self.spent, self.batches, self.rng, self.failed, self.cost = 0., 0, None, None, 0.
 
 # %% ../nbs/40_train.ipynb #5df2b52c
-def _moments(learn) -> tuple:   # tensors by name, numbers by name
+def _moments(learn) -> dict:   # tensors by name
     "State of the optimiser, under the names of the parameters"
-    tensors, numbers = {}, {}
-    for name, parameter in learn.model.named_parameters():
-        for key, value in learn.opt.state[parameter].items():
-            if isinstance(value, Tensor): tensors[f"optimizer.{key}.{name}"] = value
-            elif not isinstance(value, bool): numbers[f"{key}.{name}"] = value
-    return tensors, numbers
+    return {f"optimizer.{key}.{name}": value for name, parameter in learn.model.named_parameters()
+            for key, value in learn.opt.state[parameter].items() if isinstance(value, Tensor)}
 
-def _put_moments(learn, tensors, numbers) -> None:
+def _put_moments(learn, tensors) -> None:
     "`_moments`, backwards"
     learn.opt.clear_state()
     for name, parameter in learn.model.named_parameters():
-        state = learn.opt.state[parameter]
-        for key in ("grad_avg", "sqr_avg"):
+        for key in ("grad_avg", "sqr_avg", "step"):
             value = tensors.get(f"optimizer.{key}.{name}")
-            if value is not None: state[key] = torch.empty_like(parameter).copy_(value)
-        if f"step.{name}" in numbers: state["step"] = numbers[f"step.{name}"]
+            if value is None: continue
+            like = parameter.detach() if value.ndim else value  # moments are laid out in memory as their parameter
+            learn.opt.state[parameter][key] = torch.empty_like(like, device=parameter.device).copy_(value)
 
 # %% ../nbs/40_train.ipynb #1bd9b8cd
 def _rng(device) -> dict:
@@ -384,14 +627,14 @@ def _put_rng(states, device) -> None:
 def _state(self: Checkpoint, batches: int) -> tuple:   # tensors by name, the rest
     "Everything, when `batches` of the epoch are done"
     learn, log = self.learn, self.learn.epoch_log
-    tensors, numbers = _moments(learn)
+    tensors = _moments(learn)
     groups = dict(model=learn.model.state_dict(), best=log.best_state or {})
     if hasattr(learn, "average_weights"): groups["average"] = learn.average_weights.average.module.state_dict()
     tensors |= {f"{group}.{k}": v for group, state in groups.items() for k, v in state.items()}
     tensors |= _rng(torch.device(learn.dls.device))
     smooth = learn.recorder.smooth_loss
     rest = dict(settings=self.settings, batches=batches, step=learn.train_iter, position=learn.pct_train,
-                numbers=numbers, smooth=[smooth.count, float(smooth.val)], rows=log.rows, best=log.best,
+                smooth=[smooth.count, float(smooth.val)], rows=log.rows, best=log.best,
                 seconds=self.seconds, scaler=learn.scaler.state_dict() if hasattr(learn, "precision") else None)
     return tensors, rest
 
@@ -406,7 +649,8 @@ _NAME = re.compile(r"epoch-(\d{4,})-batch-(\d{6,})-([0-9a-f]{16})\.safetensors")
 @patch
 def write(self: Checkpoint, batches: int) -> None:
     "Write a checkpoint, and delete the third last"
-    if not all(p.isfinite().all() for p in self.model.parameters()): return
+    self.learn.stop_on_na_n.check()
+    if not torch.nn.utils.get_total_norm(self.model.parameters()).isfinite(): return
     began = time.perf_counter()
     tensors, rest = self._state(batches)
     data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"gz_nbdev": json.dumps(rest)})
@@ -460,7 +704,7 @@ def before_fit(self: Checkpoint):
     (tensors, rest), learn = found, self.learn
     def part(group): return {k[len(group) + 1:]: v for k, v in tensors.items() if k.startswith(group + ".")}
     learn.model.load_state_dict(part("model"))
-    _put_moments(learn, tensors, rest["numbers"])
+    _put_moments(learn, tensors)
     learn.train_iter, self.position = rest["step"], rest["position"]
     self.batches, self.spent = rest["batches"], rest["seconds"]
     smooth = learn.recorder.smooth_loss
@@ -559,24 +803,50 @@ def _run_folder(out):
     finally: lock.release()
 
 # %% ../nbs/40_train.ipynb #3327b72c
-def _train(learn: Learner, epochs, lr, seed, log: EpochLog, cbs) -> None:
+def _train(learn: Learner, epochs, lr, seed, log: EpochLog, cbs, progressive=None) -> None:
     "One cycle, from the epoch on that `log` has not seen"
     def epochs_left():
-        if getattr(getattr(learn, "progress", None), "mbar", None): learn.progress.mbar.update(0)  # a bar begins at nothing
+        bar = getattr(getattr(learn, "progress", None), "mbar", None)
+        if bar: bar.update(0)  # it begins at nothing
         for learn.epoch in range(len(log.rows), learn.n_epoch):
             if log.waited_enough: return
             learn.dls.train.seed, learn.dls.train.epoch = seed, learn.epoch  # all that order and turns depend on
+            set_epoch(learn.epoch)
             learn._with_events(learn._do_epoch, "epoch", CancelEpochException)
     decay = getattr(learn, "recipe", {}).get("layer_decay")
     rates = layer_rates(lr, len(learn.splitter(learn.model)), decay) if decay else lr
     set_seed(seed)
+    _seldom_bar(learn)
     learn._do_fit = epochs_left
-    try: learn.fit_one_cycle(epochs, rates, wd=.05, cbs=[log, *cbs])
+    try:
+        with _growing(learn, progressive) as set_epoch: learn.fit_one_cycle(epochs, rates, wd=.05, cbs=[log, *cbs])
     finally:
         del learn._do_fit
         for cb in learn.cbs:
-            if isinstance(cb, (AverageWeights, Precision)): cb.end()
+            if isinstance(cb, (AverageWeights, Precision, Compile)): cb.end()
+    losses = learn.recorder.losses
+    if losses: learn.recorder.losses = list(torch.stack(losses).cpu())  # for its `plot_loss`
     if log.best_state is not None: learn.model.load_state_dict(log.best_state)
+
+# %% ../nbs/40_train.ipynb #9ce8997f
+_SHORT = 200  # steps: a run of fewer is over before a trial would have paid
+
+def _choose_speed(learn, out, minutes, epochs) -> None:
+    "Precision and compiling for a learner that leaves them open: those the run began with, else the fastest"
+    recipe = getattr(learn, "recipe", {})
+    if recipe.get("precision") != "auto": return
+    device, began, steps = torch.device(learn.dls.device), {}, epochs and epochs * len(learn.dls.train)
+    try: began = json.loads((Path(out or "") / "training.json").read_text("utf-8")) if out else {}
+    except (OSError, ValueError): pass  # none there, or `_agreed` says what is wrong with it
+    if "precision" in began: chosen = began
+    elif steps and steps < _SHORT: chosen = {}
+    else:
+        seconds = minutes and 60 * minutes
+        chosen = fast_plan(learn.model, learn.dls.view.size, learn.dls.train.bs, device, steps, seconds)
+        print(chosen["told"])
+    precision, compiled = chosen.get("precision"), bool(chosen.get("compile"))
+    learn.add_cbs([*_extras(precision, None, None, device), *([Compile()] if compiled else [])])
+    recipe |= dict(precision=precision, compile=compiled)
 
 # %% ../nbs/40_train.ipynb #01821774
 def fit_for(
@@ -587,7 +857,8 @@ def fit_for(
     seed: int = 0,                 # of shuffling, augmentation and dropout
     out=None,                      # folder for history, checkpoints and the best weights; what is there is gone on with
     patience: int | None = None,   # stop after so many epochs without a better validation loss
-) -> dict:                         # epochs, seconds, lr, seed: to do it again; stopped; best_epoch; history by epoch
+    progressive: float | None = None,  # part of the pictures' side to begin with, such as .6; None = full size always
+) -> dict:  # epochs, seconds, lr, seed, precision: to do it again; stopped; best_epoch; history by epoch
     "Train on one cycle of learning rates (Smith 2018), for so many minutes or epochs, and keep the best epoch"
     if (minutes is None) == (epochs is None):
         raise InputError("say either how many minutes or how many epochs to train, not both")
@@ -595,15 +866,19 @@ def fit_for(
         raise InputError(f"{epochs} epochs: a whole number from 1 on")
     for name, value in (("minutes", minutes), ("lr", lr), ("patience", patience)):
         if value is not None and not value > 0: raise InputError(f"{name}={value}: a number above 0")
-    log, began = EpochLog(patience), time.perf_counter()
+    _choose_speed(learn, out, minutes, epochs)
+    log = EpochLog(patience)
     if out is None:
-        epochs = epochs or _epochs_in(minutes, learn)
+        epochs = epochs or _epochs_in(minutes, learn, progressive)
         began = time.perf_counter()
-        _train(learn, epochs, lr, seed, log, [])
+        _train(learn, epochs, lr, seed, log, [], progressive)
         seconds = time.perf_counter() - began
-    else: epochs, seconds = _train_in(out, learn, _settings(learn, minutes, epochs, lr, seed, patience), log)
-    return dict(epochs=epochs, seconds=seconds, lr=lr, seed=seed, stopped=learn.stop_on_na_n.reason,
-                best_epoch=log.best, history=log.table)
+    else:
+        settings = _settings(learn, minutes, epochs, lr, seed, patience, progressive)
+        epochs, seconds = _train_in(out, learn, settings, log)
+    precision = getattr(learn, "recipe", {}).get("precision")
+    return dict(epochs=epochs, seconds=seconds, lr=lr, seed=seed, precision=precision,
+                stopped=learn.stop_on_na_n.reason, best_epoch=log.best, history=log.table)
 
 # %% ../nbs/40_train.ipynb #b0d1ce4c
 def _train_in(out, learn, settings, log: EpochLog) -> tuple:   # epochs, seconds
@@ -613,7 +888,7 @@ def _train_in(out, learn, settings, log: EpochLog) -> tuple:   # epochs, seconds
     with _run_folder(out) as out, _stop_signals() as asked:
         settings = _agreed(out / "training.json", learn, settings)
         keeper = Checkpoint(out / "checkpoints", settings, asked)
-        _train(learn, settings["epochs"], settings["lr"], settings["seed"], log, [keeper])
+        _train(learn, settings["epochs"], settings["lr"], settings["seed"], log, [keeper], settings["progressive"])
         if keeper.failed:
             raise InputError(f"{keeper.failed}. Training stopped at step {learn.train_iter:,}; the same call goes on "
                              "from the last checkpoint") from None
@@ -660,13 +935,6 @@ class WandbLog(_Dashboard):
     def send(self, row, step): self.wandb_run.log(row, step=step)
 
 # %% ../nbs/40_train.ipynb #304e0d0f
-def machine_name(
-    device,    # torch device
-) -> str:
-    "The device in words"
-    if device.type == "cuda": return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
-
 def save_learner(
     learn: Learner,    # from `galaxy_learner`
     folder,            # for the weights
@@ -678,9 +946,10 @@ def save_learner(
     metrics = {k: done[k] for k in ("epochs", "seconds", "lr", "seed")}
     metrics |= best[["train_loss", "valid_loss", "fraction_error"]].to_dict()
     device = torch.device(learn.dls.device)
-    told = (f"Trained on the votes of {len(learn.dls.train_ds):,} galaxies ({learn.dls.schema.name}), "
-            f"{done['epochs']} epochs, {done['seconds']:.0f} s on {machine_name(device)}.")
-    return save_weights(learn.model, folder, learn.dls.view, learn.dls.schema, metrics, f"{told} {_of_data(learn.dls)} {about}".strip())
+    told = (f"Trained on the votes of {len(learn.dls.train_ds):,} galaxies ({learn.dls.schema.name}), {done['epochs']} "
+            f"epochs in {done['precision'] or 'float32'}, {done['seconds']:.0f} s on {machine_name(device)}.")
+    about = f"{told} {_of_data(learn.dls)} {about}".strip()
+    return save_weights(learn.model, folder, learn.dls.view, learn.dls.schema, metrics, about)
 
 def _of_data(dls) -> str:
     "Whose pictures and votes these are, where the data set says so"
@@ -704,20 +973,23 @@ def train_votes(
     bs: int = 32,                        # galaxies a step
     patience: int | None = None,         # stop after so many epochs without a better validation loss
     device=None,                         # None = fastai's
+    progressive: float | None = None,    # part of the pictures' side to begin with, such as .6
     about: str = "",                     # for the card of the weights
     progress: bool = True,               # show bars
     **kwargs,                            # for `galaxy_learner`: layer_decay, freeze, precision, average, ...
 ) -> Weights:
     "Weights trained on the votes of a catalog; what is in `out` is gone on with"
-    experienced = encoder in shipped_weights() or Path(encoder).is_dir()
+    experienced = is_weights(encoder)
     view = view or (load_weights(encoder).view if experienced else View())
-    pixels = source if isinstance(source, PixelCache) else load_pixels(source, view, Path(out) / "cache", progress=progress)
+    pixels = source
+    if not isinstance(source, PixelCache): pixels = load_pixels(source, view, Path(out) / "cache", progress=progress)
     dls = galaxy_dls(catalog, pixels, schema=schema, view=view, bs=bs, seed=seed, device=device)
     learn = galaxy_learner(dls, encoder=encoder, seed=seed, **kwargs)
     lr = lr or (5e-4 if experienced else 2e-3)
-    if progress: done = fit_for(learn, minutes, epochs, lr, seed, out, patience)
+    asked = (minutes, epochs, lr, seed, out, patience, progressive)
+    if progress: done = fit_for(learn, *asked)
     else:
-        with learn.no_bar(), learn.no_logging(): done = fit_for(learn, minutes, epochs, lr, seed, out, patience)
+        with learn.no_bar(), learn.no_logging(): done = fit_for(learn, *asked)
     if done["stopped"]: raise InputError(f"training stopped: {done['stopped']}")
     folder = Path(out) / "weights"
     if not (folder / "gz.json").is_file(): save_learner(learn, folder, done, about)

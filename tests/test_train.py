@@ -11,19 +11,30 @@ import pytest
 import timm
 import torch
 from fastai.callback.core import Callback
+from fastai.learner import AvgLoss, AvgMetric, AvgSmoothLoss
+from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 
 from gz_nbdev import train
 from gz_nbdev.data import ArrayImages, PixelCache, View, galaxy_dls
 from gz_nbdev.losses import DirichletMultinomialLoss
-from gz_nbdev.models import GalaxyModel, Weights, create_encoder, load_weights, save_weights
+from gz_nbdev.models import GalaxyModel, Weights, create_encoder, is_weights, load_weights, save_weights
 from gz_nbdev.schema import InputError, get_schema
-from gz_nbdev.train import (AverageWeights, fit_for, galaxy_learner, layer_groups, layer_rates, read_checkpoint,
+from gz_nbdev.store import sha256_file
+from gz_nbdev.train import (AverageWeights, FusedAdam, Shrink, fast_plan, fit_for, galaxy_learner, layer_groups, layer_rates, read_checkpoint,
                             save_learner, train_votes)
 
 RINGS = get_schema("rings")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    "What is measured here does not stay with the user"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 DR5 = get_schema("dr5")
 
 
@@ -330,6 +341,7 @@ def other_pictures():
 
 
 def test_a_budget_of_minutes_is_written_down_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "fast_plan", lambda *args: dict(precision=None, compile=False, told=""))
     monkeypatch.setattr(train, "seconds_per_epoch", lambda learn: 20.)
     stop = KillAt(2, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt): fit_for(make_learner(cbs=stop), minutes=1, out=tmp_path)
@@ -343,8 +355,8 @@ def test_a_budget_of_minutes_is_written_down_once(tmp_path, monkeypatch):
 
 def test_minutes_and_their_epochs_train_the_same(monkeypatch):
     "Timing an epoch draws batches, which must leave no trace"
-    monkeypatch.setattr(train, "_epochs_in", lambda minutes, learn: train.seconds_per_epoch(learn, steps=2) and 2)
-    a, b = make_learner(), make_learner()
+    monkeypatch.setattr(train, "_epochs_in", lambda minutes, learn, start: train.seconds_per_epoch(learn, steps=2) and 2)
+    a, b = make_learner(precision=None), make_learner(precision=None)
     fit_for(a, minutes=1)
     fit_for(b, epochs=2)
     assert same(weights_of(a), weights_of(b))
@@ -512,6 +524,8 @@ def test_questions_add_up_to_the_loss():
 
 class Poison(Callback):
     "A pixel that is not a number, from step `step` on"
+    order = -20  # also before the batch of which this process dies
+
     def __init__(self, step):
         super().__init__()
         self.step = step
@@ -519,9 +533,14 @@ class Poison(Callback):
         if self.training and self.train_iter >= self.step: self.learn.xb = (self.xb[0] * float("nan"),)
 
 
+@pytest.mark.parametrize("every", [None, 1000], ids=["each step", "seldom"])
 @pytest.mark.parametrize("step", [1, 5])
-def test_nan_stops_with_sound_weights(tmp_path, capsys, step):
+def test_nan_stops_with_sound_weights(tmp_path, capsys, monkeypatch, step, every):
+    "Also where the loss is read once in many steps, as on a GPU: before validation and before each checkpoint it is"
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(train, "CHECKPOINT_SHARE", 1e9)
     learn = make_learner(cbs=Poison(step))
+    learn.stop_on_na_n.every = every
     done = fit_for(learn, epochs=3, out=tmp_path)
     assert "the loss was nan" in done["stopped"] and "Training stopped" in capsys.readouterr().out
     assert all(v.isfinite().all() for v in weights_of(learn).values())
@@ -529,6 +548,30 @@ def test_nan_stops_with_sound_weights(tmp_path, capsys, step):
     if step == 5: assert same(load_file(tmp_path / "best.safetensors"), weights_of(learn))
     for file in train._checkpoints(tmp_path / "checkpoints"):
         assert all(v.isfinite().all() for k, v in read_checkpoint(file)[0].items() if v.is_floating_point())
+
+
+@pytest.mark.parametrize("seldom", [False, True])
+def test_nan_without_checkpoints_between(capsys, seldom):
+    "No checkpoint looks in between: the end of the epoch does, before validation"
+    learn = make_learner(cbs=Poison(4))
+    if seldom: learn.stop_on_na_n.every = 1000
+    validated = []
+
+    class Watch(Callback):
+        def before_validate(self): validated.append(self.epoch)
+    learn.add_cb(Watch())
+    done = fit_for(learn, epochs=3)
+    assert "the loss was nan" in done["stopped"] and validated == [0] and len(done["history"]) == 1
+    assert all(v.isfinite().all() for v in weights_of(learn).values())
+
+
+def test_the_loss_is_looked_at_as_seldom_as_asked(monkeypatch):
+    looks = []
+    monkeypatch.setattr(train.StopOnNaN, "check", lambda self: looks.append((self.epoch, self.training)))
+    learn = make_learner(dls=make_dls(bs=4))  # 12 steps, 4 batches of validation
+    learn.stop_on_na_n.every = 5
+    fit_for(learn, epochs=1)
+    assert looks == [(0, True)] * 3 + [(0, False)]
 
 
 def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch):
@@ -540,6 +583,239 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch):
             if self.train_iter == 1: self.model.head[-1].bias.data[0] = float("inf")
     fit_for(make_learner(cbs=Break()), epochs=2, out=tmp_path)
     assert places(tmp_path) == [(0, 1)]
+
+
+def test_losses_and_metrics_are_those_of_fastai():
+    "Kept where the network is, and the same numbers"
+    ours, theirs = make_learner(), make_learner()
+    theirs.recorder.loss, theirs.recorder.smooth_loss = AvgLoss(), AvgSmoothLoss()
+    theirs.metrics = [AvgMetric(theirs.metrics[0].func)]
+    a, b = (fit_for(learn, epochs=2)["history"] for learn in (ours, theirs))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+# ---------------------------------------------------------------- optimiser
+
+def test_fused_adam_is_adam():
+    "Same losses as fastai's Adam over a whole cycle, with momenta that move and biases that do not decay"
+    learners = make_learner(precision=None, layer_decay=.7), make_learner(precision=None, layer_decay=.7)
+    learners[1].opt_func = Adam
+    a, b = (fit_for(learn, epochs=3)["history"] for learn in learners)
+    np.testing.assert_allclose(a.train_loss, b.train_loss, rtol=1e-4)
+    np.testing.assert_allclose(a.valid_loss, b.valid_loss, rtol=1e-3)
+
+
+def test_fused_adam_step_by_step():
+    torch.manual_seed(0)
+    params = [torch.randn(5, 3), torch.randn(3), torch.randn(4), torch.randn(2)]
+    sets = [[p.clone().requires_grad_() for p in params] for _ in range(2)]
+    opts = [make(([own[0], own[1]], own[2:]), lr=.1) for make, own in zip((Adam, FusedAdam), sets)]
+    for opt, own in zip(opts, sets): opt.state[own[1]]["do_wd"] = False
+    for i in range(6):
+        grads = [torch.randn_like(p) for p in params]
+        for opt, own in zip(opts, sets):
+            opt.set_hypers(lr=[.1 / (i + 1), .05], mom=.95 - .02 * i, wd=.3)
+            for p, g in zip(own[:3 + (i > 2)], grads): p.grad = g.clone()  # the last one gets its first gradient late
+            opt.step()
+            opt.zero_grad()
+            assert all(p.grad is None or not p.grad.any() for p in own)
+    for a, b in zip(*sets): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------- the fastest way
+
+def network(): return GalaxyModel(create_encoder("test_resnet"), 2)
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    "Trials that take no time, and say what they are told to"
+    calls, says = [], dict(eager=dict(float32=1., bf16=.5), compiled={"compiling": 100., "compiled bf16": .25})
+    monkeypatch.setattr(train, "_trial", lambda *args: calls.append("eager") or dict(says["eager"]))
+    monkeypatch.setattr(train, "_trial_compiled", lambda *args: calls.append("compiled") or dict(says["compiled"]))
+    return calls, says
+
+
+def test_plan_measures_once(timed):
+    calls, _ = timed
+    first, second = (fast_plan(network(), 32, 8) for _ in range(2))
+    assert calls == ["eager"] and "measured here" in first["told"] and "found earlier" in second["told"]
+    assert first["precision"] == second["precision"] == "bf16" and first["rates"] == dict(float32=8., bf16=16.)
+    fast_plan(network(), 64, 8)
+    fast_plan(network(), 32, 16)
+    fast_plan(network(), 32, 8, again=True)
+    assert calls == ["eager"] * 4
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[1]", '{"KEY": 3}', '{"KEY": {"bf16": 1}}', '{"KEY": {"float32": "x"}}',
+                                    '{"KEY": {"float32": -1}}', '{"KEY": {"float32": NaN, "bf16": 1}}', b"\xff\xfe\x00"])
+def test_plan_ignores_a_broken_cache(timed, broken):
+    calls, _ = timed
+    fast_plan(network(), 32, 8)
+    file = train._speeds_file()
+    key, = json.loads(file.read_text())
+    file.write_bytes(broken if isinstance(broken, bytes) else broken.replace("KEY", key).encode())
+    assert fast_plan(network(), 32, 8)["precision"] == "bf16" and calls == ["eager"] * 2
+    assert json.loads(file.read_text()) == {key: dict(float32=1., bf16=.5)}
+
+
+def test_plan_without_a_cache_folder(timed, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert fast_plan(network(), 32, 8)["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("half, precision", [(.5, "bf16"), (.95, None), (20., None)])
+def test_plan_takes_half_the_digits_only_where_they_pay(timed, half, precision):
+    timed[1]["eager"]["bf16"] = half
+    assert fast_plan(network(), 32, 8)["precision"] == precision
+
+
+def test_plan_compiles_only_where_that_repays(timed):
+    calls, says = timed
+    assert not fast_plan(network(), 32, 8, steps=1000)["compile"] and calls == ["eager"]  # 500 s: not even tried
+    assert fast_plan(network(), 32, 8, seconds=3600)["compile"] and calls == ["eager", "compiled"]
+    assert fast_plan(network(), 32, 8, steps=2000)["compile"] and calls == ["eager", "compiled"]  # known by now
+    assert not fast_plan(network(), 32, 8, steps=399)["compile"]  # 100 s of compiling against 399 * .25
+    says["compiled"] = {"compiling": 100., "compiled bf16": .6}
+    assert not fast_plan(network(), 64, 8, steps=100000)["compile"]
+    says["compiled"] = {"why": "there is no C++ compiler (g++)"}
+    plan = fast_plan(network(), 128, 8, steps=100000)
+    assert not plan["compile"] and "not compiled: there is no C++ compiler" in plan["told"]
+
+
+def test_no_compiler_is_said(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no C++ compiler" in train._trial_compiled(network(), torch.rand(2, 3, 32, 32), "float32")["why"]
+
+
+def test_plan_leaves_the_network_as_it_was():
+    model = network()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    plan = fast_plan(model, 32, 4)
+    assert same(before, model.state_dict()) and all(p.grad is None for p in model.parameters())
+    assert set(plan["rates"]) == {"float32", "bf16"} and min(plan["rates"].values()) > 0
+
+
+def test_auto_precision(timed, monkeypatch, tmp_path):
+    calls, _ = timed
+    short = fit_for(make_learner(), epochs=2)
+    assert short["precision"] is None and not calls
+    monkeypatch.setattr(train, "_SHORT", 3)
+    first = make_learner()
+    assert fit_for(first, epochs=2, out=tmp_path)["precision"] == "bf16" and calls == ["eager"]
+    assert json.loads((tmp_path / "training.json").read_text())["precision"] == "bf16"
+    for asked in (None, "bf16"): assert fit_for(make_learner(precision=asked), epochs=2)["precision"] == asked
+    assert calls == ["eager"]
+
+
+def test_a_run_keeps_the_precision_it_began_with(timed, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "_SHORT", 3)
+    straight = make_learner(precision="bf16")
+    fit_for(straight, epochs=3)
+    with pytest.raises(KeyboardInterrupt): fit_for(make_learner(cbs=KillAt(4, signal.SIGINT)), epochs=3, out=tmp_path)
+    monkeypatch.setattr(train, "fast_plan", None)  # another machine would say something else; it is not asked
+    again = make_learner()
+    fit_for(again, epochs=3, out=tmp_path)
+    assert same(weights_of(again), weights_of(straight))
+    with pytest.raises(InputError, match="precision was \"bf16\", now is null"):
+        fit_for(make_learner(precision=None), epochs=3, out=tmp_path)
+
+
+def test_compiled_training(timed, monkeypatch, tmp_path):
+    "A compiler that gives back what it got: training goes through it, validation does not, and nothing of it stays"
+    passes = []
+
+    def compiler(forward, dynamic):
+        def compiled(x):
+            passes.append(torch.is_grad_enabled())
+            return forward(x)
+        return compiled
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(train, "fast_plan", lambda *args: dict(precision=None, compile=True, told="compiled"))
+    monkeypatch.setattr(train, "_SHORT", 3)
+    straight, learn = make_learner(precision=None), make_learner()
+    fit_for(straight, epochs=2)
+    fit_for(learn, epochs=2, out=tmp_path)
+    assert passes == [True] * 6 and "forward" not in vars(learn.model.encoder)
+    assert same(weights_of(learn), weights_of(straight))
+    assert json.loads((tmp_path / "training.json").read_text())["compile"] is True
+    stopped = make_learner(cbs=KillAt(2, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt): fit_for(stopped, epochs=2, out=tmp_path / "again")
+    assert "forward" not in vars(stopped.model.encoder)
+    monkeypatch.setattr(train, "fast_plan", None)
+    passes.clear()
+    again = make_learner()
+    fit_for(again, epochs=2, out=tmp_path / "again")
+    assert passes == [True] * 4 and same(weights_of(again), weights_of(straight))
+
+
+class Sides(Callback):
+    "Sides of the pictures that the network sees"
+    order = 90
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+    def before_batch(self): self.seen.append((self.epoch, self.training, self.xb[0].shape[-1]))
+
+
+def test_pictures_grow_and_validation_is_at_full_size():
+    sides = Sides()
+    learn = make_learner(dls=big_dls(), cbs=sides)
+    fit_for(learn, epochs=4, progressive=.5)
+    assert dict.fromkeys(sides.seen) == dict.fromkeys([(0, True, 32), (0, False, 64), (1, True, 48), (1, False, 64), (2, True, 48),
+                                                       (2, False, 64), (3, True, 64), (3, False, 64)])
+    assert not [f for f in learn.dls.train.after_batch.fs if isinstance(f, Shrink)]
+    sides.seen.clear()
+    fit_for(learn, epochs=1)
+    assert {side for *_, side in sides.seen} == {64}
+
+
+def big_dls():
+    catalog, pixels = galaxies(64)
+    index = pd.DataFrame(dict(id_str=catalog.id_str, hash="", reason=""))
+    large = torch.nn.functional.interpolate(pixels, size=64, mode="bilinear")
+    return galaxy_dls(catalog, PixelCache(large, View(64), index), schema=RINGS, bs=16, device="cpu")
+
+
+@pytest.mark.parametrize("step", [2, 5, 8])
+def test_growing_pictures_go_on_at_the_right_size(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(train, "CHECKPOINT_SHARE", 1e9)
+    straight, stop = make_learner(dls=big_dls()), KillAt(step, signal.SIGINT)
+    history = fit_for(straight, epochs=3, progressive=.5)["history"]
+    with pytest.raises(KeyboardInterrupt):
+        fit_for(make_learner(dls=big_dls(), cbs=stop), epochs=3, progressive=.5, out=tmp_path)
+    again = make_learner(dls=big_dls())
+    assert fit_for(again, epochs=3, progressive=.5, out=tmp_path)["history"].equals(history)
+    assert same(weights_of(again), weights_of(straight))
+    with pytest.raises(InputError, match="progressive was 0.5, now is null"):
+        fit_for(make_learner(dls=big_dls()), epochs=3, out=tmp_path)
+
+
+def test_training_sides():
+    for size in (64, 96, 100, 224):
+        sides = [train.training_side(epoch, 20, size, .6) for epoch in range(20)]
+        assert sides == sorted(sides) and sides[15:] == [size] * 5 and min(sides) >= .5 * size
+        assert all(side % 16 == 0 for side in sides if side < size)
+    assert [train.training_side(epoch, 1, 64, .5) for epoch in range(1)] == [32]
+    assert {train.training_side(epoch, 9, 64, None) for epoch in range(9)} == {64}
+
+
+def test_growing_pictures_that_cannot_be():
+    for wrong in (0, 1, 2., -1, float("nan")):
+        with pytest.raises(InputError, match="progressive="): fit_for(make_learner(), epochs=1, progressive=wrong)
+    learn = make_learner(dls=big_dls(), model=GalaxyModel(timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64), 2))
+    with pytest.raises(InputError, match="pictures of 64 px only"): fit_for(learn, epochs=1, progressive=.5)
+
+
+def test_small_pictures_buy_epochs(monkeypatch):
+    monkeypatch.setattr(train, "seconds_per_epoch", lambda learn: 10.)
+    learn = make_learner(dls=big_dls())
+    assert train._epochs_in(1, learn) == 6
+    epochs = train._epochs_in(1, learn, .5)
+    cost = [sum(10 * (train.training_side(e, n, 64, .5) / 64) ** 2 for e in range(n)) for n in (epochs, epochs + 1)]
+    assert cost[0] <= 60 < cost[1] and epochs > 6
 
 
 def test_greyscale_trains():
@@ -614,6 +890,30 @@ def test_weights_to_go_on_with_must_fit(survey, tmp_path):
     (tmp_path / "net.pkl").write_bytes(b"\x80\x04N.")
     with pytest.raises(InputError, match="Pickled weights"): make_learner(str(tmp_path / "net.pkl"))
     with pytest.raises(InputError, match="no encoder is called"): make_learner("resnet10")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "head.safetensors"])
+@pytest.mark.parametrize("damage, said", [("missing", "is missing"), ("extra", "is unknown"), ("shape", "is \\("), ("nan", "not finite")])
+def test_tensors_that_do_not_fit(tmp_path, file, damage, said):
+    "The checksum is right, what was saved is not"
+    folder = save_weights(network(), tmp_path / "w", View(32), RINGS)
+    state = load_file(folder / file)
+    name = next(k for k in state if k.endswith("weight"))
+    if damage == "missing": state.pop(name)
+    if damage == "extra": state["stranger"] = torch.zeros(2)
+    if damage == "shape": state[name] = state[name][:1].clone()
+    if damage == "nan": state[name].view(-1)[0] = float("nan")
+    save_file(state, folder / file)
+    info = json.loads((folder / "gz.json").read_text())
+    info["sha256"][file] = sha256_file(folder / file)
+    (folder / "gz.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match=f"{file} does not fit the network.*{said}"): load_weights(folder)
+
+
+def test_what_names_weights(tmp_path):
+    assert is_weights("gz-sim-small") and is_weights(tmp_path) and is_weights(str(tmp_path))
+    (tmp_path / "net.pkl").write_bytes(b"")
+    for other in ("resnet10t", "no-such-name", tmp_path / "net.pkl"): assert not is_weights(other)
 
 
 def test_what_is_no_vote(tmp_path):
