@@ -7,7 +7,8 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/cli.html.md"""
 # %% auto #0
 __all__ = ['TRAIN_SIZE', 'TRAIN_CROP', 'Tour', 'open_tour', 'TourData', 'simulated_data', 'users_data', 'train_on_votes',
            'judge_votes', 'judge_class', 'fold_errors', 'compare_encoders', 'judge_anomalies', 'labels_to_use',
-           'run_tour', 'gz_tour', 'gz_simulate', 'gz_check', 'open_galaxies', 'gz_train', 'gz_predict']
+           'run_tour', 'gz_tour', 'gz_simulate', 'gz_check', 'open_galaxies', 'gz_train', 'gz_predict', 'gz_represent',
+           'gz_search', 'gz_finetune']
 
 # %% ../nbs/98_cli.ipynb #40d73897
 import functools
@@ -16,6 +17,7 @@ import platform
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +34,17 @@ from sklearn.preprocessing import StandardScaler
 import gz_nbdev
 from .schema import InputError, Schema, get_schema, near_names
 from .catalog import check_catalog, read_catalog, read_folder, read_table, split_catalog
-from .store import atomic_write, write_parquet, write_table
+from .store import Store, atomic_write, write_parquet, write_table
 from .simulate import draw_galaxies, simulate_survey, vote_model
 from .data import _INNER, FolderImages, ParquetImages, View, check_images, load_hub, load_pixels
 from .metrics import bootstrap, mean_fractions, vote_differences, vote_errors
-from .models import Weights, create_encoder, imagenet_weights, load_weights, note_temperature, shipped_weights
+from .models import Weights, create_encoder, imagenet_weights, is_weights, load_weights, note_temperature, shipped_weights
 from .train import TensorBoardLog, WandbLog, machine_name, train_votes
 from .predict import calibrate, predict, published_catalog
 from .represent import represent
-from .finetune import cross_validate, fit_class, pick_labels
+from .search import METRICS, GalaxyIndex, _open_table, neighbour_sheet
+from .finetune import as_class, class_figures, column_figures, cross_validate, encoder_of, find, find_sheet
+from .finetune import fit_class, fit_column, head_finder, labels_from_votes, match_labels, pick_labels, save_finder, tune_class
 from .anomaly import SCORERS, anomaly_report, score_anomalies
 from .report import Page, plot_auc_by_strength, plot_history, plot_precision, plot_roc, plot_vote_scatter
 
@@ -155,16 +159,8 @@ def users_data(
     source = FolderImages(table, root)
     reports = [check_catalog(table, tree, label=label or None), check_images(source)]
     if any(report.errors for report in reports): raise InputError("\n".join(str(report) for report in reports if report.errors))
-    if label: table[label] = _binary(table[label], label)
+    if label: table[label] = as_class(table[label], label)
     return TourData(_with_split(table, seed), source, tree, label or None, None, reports)
-
-def _binary(values, label):
-    "A label as 0 and 1"
-    numbers = pd.to_numeric(values, errors="coerce")
-    if numbers.isna().any() or not numbers.isin([0, 1]).all():
-        shown = ", ".join(repr(v) for v in list(values[~numbers.isin([0, 1])].unique()[:5]))
-        raise InputError(f"column {label!r} must be 0 or 1 for every galaxy, but holds {shown}")
-    return numbers.astype(int)
 
 # %% ../nbs/98_cli.ipynb #4a5444c2
 TRAIN_SIZE, TRAIN_CROP = 64, .45  # pixels of the network's view, and the central part of the picture it shows
@@ -560,6 +556,17 @@ def gz_check(
         report.raise_errors()
 
 # %% ../nbs/98_cli.ipynb #8778be81
+_FORMS = ("parquet", "csv", "fits", "vot")   # of tables
+
+def _named(value, options: tuple, flag: str) -> str:
+    "A choice among `options`, or an error with those that look like it"
+    if value not in options: raise InputError(f"{flag} {value!r}: {near_names(value, options)}")
+    return value
+
+def _asked_for(catalog):
+    "An error where no catalog was named"
+    if not catalog: raise InputError("say which galaxies, with --catalog: a table, a folder of pictures, or hf-hub:owner/name@revision")
+
 def open_galaxies(
     catalog,               # table, parquet file with pictures, folder, or "hf-hub:owner/name@revision"
     root="",               # folder of the pictures of a table; by default that of the table
@@ -592,8 +599,7 @@ def _practice(out, galaxies, schema, seed, device) -> Path:
 
 def _view(weights, size, crop, greyscale) -> View:
     "How pictures are shown: as the weights were taught, but for what was asked"
-    known = weights in shipped_weights() or Path(weights).is_dir()
-    view = load_weights(weights).view if known else View()
+    view = load_weights(weights).view if is_weights(weights) else View()
     return replace(view, size=size or view.size, crop=crop or view.crop, greyscale=greyscale or view.greyscale)
 
 def _checked_votes(table, schema, seed) -> tuple:   # catalog with a split, Schema
@@ -683,9 +689,8 @@ def gz_predict(
     device: str = "",                # cpu or cuda; by default the GPU if there is one
 ):
     "Vote fractions with 90% intervals for every galaxy of a catalog"
-    out, device, forms = Path(out), _device(device), ("parquet", "csv", "fits", "vot")
-    if table not in forms: raise InputError(f"--table {table!r}: {near_names(table, forms)}")
-    if not catalog: raise InputError("say which galaxies, with --catalog: a table, a folder of pictures, or hf-hub:owner/name@revision")
+    out, device, _ = Path(out), _device(device), _named(table, _FORMS, "--table")
+    _asked_for(catalog)
     networks = [load_weights(name.strip()) for name in weights.split(",")]
     source = open_galaxies(catalog, root, split, stream)
     store = predict(networks, source, out / "store", turns, passes, seed=seed, concentrations=concentrations, device=device)
@@ -694,3 +699,243 @@ def gz_predict(
     path = write_table(out / f"predictions.{table}", found, dict(store.header["meta"], data=getattr(source, "card", None)))
     print(f"{store.summary}\n{path}: {len(found):,} rows, {found.shape[1]} columns")
     if len(store.failures()): print(f"quarantined: {out / 'store' / 'failures.parquet'}; the first: {' '.join(store.failures().iloc[0])}")
+
+# %% ../nbs/98_cli.ipynb #18e8a95c
+@_command
+def gz_represent(
+    out: str = "gz-represent-out",   # folder of the store; what is there is gone on with
+    catalog: str = "",               # table, picture table, folder or hf-hub:owner/name@revision
+    root: str = "",                  # folder that the pictures of a table are in; by default that of the table
+    split: str = "train",            # of a hub data set
+    stream: store_true = False,      # read a hub data set as it comes, without downloading it first
+    weights: str = "gz-sim-small",   # a shipped name or a folder
+    turns: int = 4,                  # quarter turns of each picture that are averaged, 1 to 4
+    half: store_true = False,        # float16: half the disk
+    seed: int = 0,                   # nothing is drawn here
+    device: str = "",                # cpu or cuda; by default the GPU if there is one
+):
+    "Turn every galaxy of a catalog into a vector, in which alike galaxies lie near each other"
+    device = _device(device)
+    if not 1 <= turns <= 4: raise InputError(f"--turns {turns}: a picture has four quarter turns, so 1 to 4")
+    _asked_for(catalog)
+    network = load_weights(weights)
+    store = represent(network, open_galaxies(catalog, root, split, stream), out, turns, "float16" if half else "float32", device=device)
+    print(f"{store.summary}\n{out}: {network.info['features']} features each, made by {network.info['name']} ({network.hash})")
+    failed = store.failures()
+    if len(failed): print(f"quarantined: {Path(out) / 'failures.parquet'}; the first: {' '.join(failed.iloc[0])}")
+    print(f"Next: gz-search --table {out} --id ..., or gz-finetune --table {out} --labels ...")
+
+# %% ../nbs/98_cli.ipynb #a1703924
+def _split_list(text: str) -> list: return [part.strip() for part in text.split(",") if part.strip()]
+
+def _as_jpeg(figure) -> bytes:
+    "A sheet of pictures as a file"
+    figure.savefig(out := BytesIO(), format="jpeg", facecolor="black", dpi=120)
+    return out.getvalue()
+
+def _catalog_of(catalog, root, split) -> tuple:   # table, source of its pictures or None
+    "A catalog, with pictures or without"
+    path = Path(catalog)
+    if path.is_file():
+        table = read_catalog(path, root=root or None)
+        if "file_loc" not in table and "image" not in table: return table, None
+    source = open_galaxies(catalog, root, split)
+    return source.catalog, source
+
+def _folder(out) -> Path:
+    "The folder of the results"
+    try: Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {str(out)!r} ({error.strerror}): choose another with --out") from None
+    return Path(out)
+
+def _question(id, picture, ra, dec, like, unlike) -> dict:   # the arguments of one search
+    "What is looked for, if it is asked in one way"
+    asked = dict(id=_split_list(id), picture=picture, position=(ra, dec) if (ra, dec) != (None, None) else None, like=_split_list(like))
+    asked = {name: value for name, value in asked.items() if value}
+    flags = dict(id="--id", picture="--picture", position="--ra and --dec", like="--like")
+    if len(asked) != 1:
+        raise InputError(f"ask in one way, with {', '.join(flags.values())}; not with {' and '.join(flags[a] for a in asked) or 'none'}")
+    if unlike and "like" not in asked: raise InputError("--unlike goes with --like: what is wanted?")
+    if "position" in asked and None in asked["position"]: raise InputError("a position takes both, --ra and --dec, in degrees")
+    if picture and not Path(picture).is_file(): raise InputError(f"--picture: there is no file {picture!r}")
+    return asked
+
+# %% ../nbs/98_cli.ipynb #6d9662ca
+def _search(index, asked, unlike, k, radius, min_separation, weights) -> tuple:   # results; pictures of the query, or None
+    "The answer to one question"
+    if "id" in asked: return index.by_id(asked["id"], k, min_separation), None
+    if "position" in asked: return index.by_position(*asked["position"], k, radius, min_separation), None
+    if "like" in asked: return index.by_examples(asked["like"], _split_list(unlike), k, min_separation), None
+    file = Path(asked["picture"])
+    query = FolderImages(pd.DataFrame(dict(id_str=[file.stem], file_loc=[file.name])), file.parent)
+    return index.by_picture(load_weights(weights), query, k), query
+
+# %% ../nbs/98_cli.ipynb #27745350
+@_command
+def gz_search(
+    out: str = "gz-search-out",      # folder for neighbours and sheet
+    table: str = "",                 # representations: a store of gz-represent, or a parquet file
+    id: str = "",                    # look for galaxies like this one; several, with commas between, are asked one by one
+    picture: str = "",               # or like the one in this file
+    ra: float = None,                # or like the one at this position, degrees
+    dec: float = None,
+    like: str = "",                  # or like these together: ids with commas between
+    unlike: str = "",                # and not like these
+    k: int = 10,                     # how many
+    catalog: str = "",               # table of the galaxies: positions, and pictures for the sheet
+    root: str = "",                  # folder that the pictures of the catalog are in; by default that of the catalog
+    split: str = "train",            # of a hub data set
+    weights: str = "gz-sim-small",   # that made the table; used for --picture
+    radius: float = 5.,              # arcsec around the position
+    min_separation: float = None,    # arcsec; drop what is closer to the query, or to a better result
+    metric: str = "cosine",          # or euclidean
+    engine: str = "",                # exact or approximate; by default by the size of the table
+    form: str = "parquet",           # of the results: parquet, csv, fits or vot
+    seed: int = 0,                   # of the approximate index
+    device: str = "",                # cpu or cuda; by default the GPU if there is one
+):
+    "The galaxies that look like one, or like several: a table, and a sheet of pictures"
+    device, asked = _device(device), _question(id, picture, ra, dec, like, unlike)
+    _named(form, _FORMS, "--form"), _named(metric, METRICS, "--metric")
+    if not table: raise InputError("say where the representations are, with --table; gz-represent makes them")
+    galaxies, source = _catalog_of(catalog, root, split) if catalog else (None, None)
+    placed = galaxies if galaxies is not None and {"ra", "dec"} <= set(galaxies) else None
+    index = GalaxyIndex(table, placed, metric, engine=engine or None, folder=Path(out) / "index", device=device, seed=seed)
+    found, query = _search(index, asked, unlike, k, radius, min_separation, weights)
+    sheet = _as_jpeg(neighbour_sheet(found, source, query)) if source else None
+    path = write_table(_folder(out) / f"neighbours.{form}", found, dict(table=str(table), metric=metric, asked=asked))
+    if sheet: atomic_write(path.with_name("neighbours.jpg"), sheet)
+    print(f"{index}\n{path}: {len(found):,} rows" + (f"; pictures in {path.with_name('neighbours.jpg')}" if sheet else ""))
+    print(found.head(k).to_string(index=False))
+
+# %% ../nbs/98_cli.ipynb #1a18b3c1
+def _cuts(text) -> dict:
+    "`column>least` with commas between, as a dictionary"
+    out = {}
+    for part in _split_list(text):
+        name, sign, least = part.rpartition(">")
+        try: out[name.strip()] = float(least)
+        except ValueError: sign = ""
+        if not sign: raise InputError(f"--cuts {part!r}: write column>least, such as disk-edge-on_no_fraction>.75")
+    return out
+
+def _labels(labels, galaxies, label, above, below, cuts, schema) -> tuple:   # table, column
+    "The table that says what is what, and its column"
+    table = read_catalog(labels) if labels else galaxies
+    if table is None: raise InputError("say where the labels are: --labels FILE, or a column of --catalog")
+    if label not in table: raise InputError(f"the labels have no column {label!r}: {near_names(label, list(table.columns))}")
+    if not above:
+        if cuts or below: raise InputError("--below and --cuts belong to a column of votes: give --above too, such as .25")
+        return table, label
+    if label == "label": raise InputError("say with --label which column holds the votes")
+    table = labels_from_votes(table, label, above, below, _cuts(cuts), schema=schema or None)
+    print("\n".join(table.attrs["notes"]))
+    return table, "label"
+
+def _galaxies(catalog, root, split, table, tune) -> tuple:   # table and source of its pictures, or None
+    "The catalog, if there is one; with pictures where they are needed"
+    if not (table or catalog): raise InputError("say which galaxies: --table of gz-represent, or --catalog with pictures")
+    galaxies, source = _catalog_of(catalog, root, split) if catalog else (None, None)
+    if source is None and (tune or not table): raise InputError("this takes pictures: name them with --catalog, in a column file_loc")
+    return galaxies, source
+
+def _vectors(table) -> tuple:   # the opened table; ids whose pictures could not be used
+    "A store of representations, or a parquet file of them"
+    opened = _open_table(table)
+    return opened, Store(opened.path).failures().id_str if opened.path.is_dir() else ()
+
+def _labelled(table, failures, marked, column, numbers) -> tuple:   # rows of the table, values, ids, features
+    "Labels joined to representations; those of quarantined pictures are left out, and said"
+    ids, features, _ = zip(*table.blocks())
+    ids, features = [i for part in ids for i in part.to_pylist()], np.concatenate(features)
+    lost = marked.id_str.isin(failures)
+    if lost.any(): print(f"{lost.sum():,} labelled galaxies have no usable picture, the first {marked.id_str[lost].iloc[0]}")
+    return *match_labels(ids, marked[~lost], column, numbers), ids, features
+
+# %% ../nbs/98_cli.ipynb #fc57f4d4
+def _say_figures(figures, values, numbers):
+    "Each figure on a line, beside what is no achievement"
+    share = "" if numbers else f", {values.sum():,} of the class"
+    print(f"{len(values):,} labels{share}. Judged by models that did not see them:")
+    beside = {"calibration error": "if perfect", "mean absolute error": "guessing the mean", "R2": "guessing the mean"}
+    for name, row in figures.iterrows():
+        print(f"{name}: {row.value:.3f} ({row.lower90:.3f} to {row.upper90:.3f}), {beside.get(name, 'chance')} {row.reference:.3f}")
+
+def _judged(features, values, numbers, seed) -> pd.DataFrame:
+    "Cross-validated figures, of as many folds as the labels allow"
+    folds = min(5, len(values) if numbers else int(np.bincount(values, minlength=2).min()))
+    if folds < 2: raise InputError(f"{len(values)} labels, {int(np.sum(values))} of the class: at least two of each kind are needed")
+    fit = fit_column if numbers else fit_class
+    unseen = cross_validate(features, values, folds, 3, seed, fit)
+    return (column_figures if numbers else class_figures)(values, unseen, seed)
+
+def _learned(table, rows, values, features, name, numbers, prevalence, background, seed):
+    "The model of all labels"
+    encoder = encoder_of(table.meta)
+    if numbers: return fit_column(features[rows], values, seed, encoder, name)
+    blind = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(len(features)), rows))[:background]
+    return fit_class(features[rows], values, prevalence, seed, encoder, name, features[blind])
+
+def _tuned(out, source, rows, values, ids, network, name, prevalence, epochs, seed, device) -> tuple:   # finder, table
+    "The whole network taught, and every galaxy represented anew"
+    marked = pd.DataFrame(dict(id_str=np.array(ids, object)[rows], label=values))
+    weights = tune_class(marked, source, out, weights=network, prevalence=prevalence, epochs=epochs, seed=seed, device=device)
+    print(f"{out / 'weights'}: ROC AUC {weights.info['metrics']['valid_auc']:.3f} on the galaxies that chose the epoch")
+    finder = replace(head_finder(weights), name=name)
+    return finder, _open_table(represent(weights, source, out / f"representations-{weights.hash}", device=device))
+
+# %% ../nbs/98_cli.ipynb #3ab88461
+@_command
+def gz_finetune(
+    out: str = "gz-finetune-out",    # folder for the classifier, the ranked table and the sheet
+    table: str = "",                 # representations: a store of gz-represent; without it the catalog is represented
+    labels: str = "",                # table of labels: id_str and a column; without it the catalog has them
+    label: str = "label",            # the column: 0 and 1, or votes, or numbers
+    above: float = 0.,               # of votes: a larger fraction is of the class, such as .25
+    below: float = 0.,               # of votes: a smaller one is not, such as .05; between the two nothing is learned
+    cuts: str = "",                  # of votes: column>least, with commas between
+    schema: str = "",                # of votes: campaign of the counts; by default told by the columns
+    numbers: store_true = False,     # the column is a number to predict, not a class
+    prevalence: float = None,        # share of the class where it will be used; by default that of the labels
+    background: int = 0,             # so many unlabelled galaxies stand for the rest of the sky; pays where the class is rare
+    tune: store_true = False,        # teach the whole network too; takes pictures
+    epochs: int = 12,                # of --tune
+    catalog: str = "",               # table, picture table, folder or hf-hub:owner/name@revision: labels, and pictures
+    root: str = "",                  # folder that the pictures of a table are in; by default that of the table
+    split: str = "train",            # of a hub data set
+    weights: str = "gz-sim-small",   # a shipped name or a folder: to represent with, and to tune
+    top: int = 0,                    # rows of the ranked table; by default all
+    form: str = "parquet",           # of the ranked table: parquet, csv, fits or vot
+    seed: int = 0,                   # of folds, sampling and training
+    device: str = "",                # cpu or cuda; by default the GPU if there is one
+):
+    "Find a class from a few dozen labels: a classifier, how good it is, and the whole survey ranked"
+    device, path = _device(device), Path(out) / f"found.{_named(form, _FORMS, '--form')}"
+    if tune and numbers: raise InputError("--tune teaches a class: leave out --numbers")
+    galaxies, source = _galaxies(catalog, root, split, table, tune)
+    marked, column = _labels(labels, galaxies, label, above, below, cuts, schema)
+    network = load_weights(weights) if tune or not table else None
+    if not table: match_labels(source.ids, marked, column, numbers)  # what is wrong with the labels is said before the work
+    opened, failures = _vectors(table or represent(network, source, Path(out) / "representations", device=device))
+    rows, values, ids, features = _labelled(opened, failures, marked, column, numbers)
+    figures = _judged(features[rows], values, numbers, seed)
+    _say_figures(figures, values, numbers)
+    finder = _learned(opened, rows, values, features, label, numbers, prevalence, background, seed)
+    if tune: finder, opened = _tuned(_folder(out), source, rows, values, ids, network, label, prevalence, epochs, seed, device)
+    found = find(finder, opened, top or None)
+    found["label"] = found.id_str.map(dict(zip(np.array(ids, object)[rows], values)))
+    sheet = _as_jpeg(find_sheet(found, source)) if source else None
+    save_finder(finder, _folder(out) / "finder", figures.value.to_dict())
+    write_table(path, found, opened.meta)
+    if sheet: atomic_write(path.with_name("found.jpg"), sheet)
+    print(_of_found(finder, found, path))
+
+# %% ../nbs/98_cli.ipynb #f13b12e4
+def _of_found(finder, found, path) -> str:
+    "Where the list is, and what it promises"
+    where = f"{path}: {len(found):,} galaxies; the model: {path.parent / 'finder'}"
+    if "probability" not in found: return f"{where}\nnine in ten labelled galaxies were within {finder.half_width:.3g}"
+    n = min(100, len(found))
+    return (f"{where}\nat a prevalence of {finder.prevalence:.3g} the first {n} are expected to hold "
+            f"{found.expected_purity[n - 1] * n:.0f} of the class")

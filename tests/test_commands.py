@@ -1,6 +1,7 @@
-"gz-train and gz-predict as people call them: from every form of catalog, killed and started again, and on bad input"
+"The commands of single steps as people call them: from every form of catalog, killed and started again, and on bad input"
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pandas as pd
 import pytest
 
 from gz_nbdev.catalog import read_catalog
-from gz_nbdev.cli import gz_predict, gz_train
+from gz_nbdev.cli import gz_finetune, gz_predict, gz_represent, gz_search, gz_train
 from gz_nbdev.data import ArrayImages, write_hub_folder
+from gz_nbdev.finetune import load_finder
 from gz_nbdev.models import load_weights
 from gz_nbdev.schema import get_schema
 from gz_nbdev.simulate import simulate_survey
@@ -208,7 +210,6 @@ def test_pickled_weights_are_never_opened(survey, tmp_path, capsys, name):
 
 
 def test_weights_of_a_later_version(trained, survey, tmp_path, capsys):
-    import shutil
     later = tmp_path / "later"
     shutil.copytree(trained / "weights", later)
     info = json.loads((later / "gz.json").read_text())
@@ -224,3 +225,148 @@ def test_what_a_command_is_not_told(survey, tmp_path, capsys):
     table = pd.read_csv(survey / "catalog.csv", dtype=dict(id_str=str)).drop(columns="file_loc")
     table.to_csv(tmp_path / "bare.csv", index=False)
     assert "file_loc" in fails(capsys, gz_predict, out=str(tmp_path / "p"), catalog=str(tmp_path / "bare.csv"), root=str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def vectors(survey, tmp_path_factory):
+    "Representations of the hundred galaxies"
+    out = tmp_path_factory.mktemp("vectors") / "store"
+    gz_represent(out=str(out), catalog=str(survey / "catalog.csv"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def marks(survey, tmp_path_factory):
+    "Labels of sixty of them: whether they look flat, and how flat"
+    truth = pd.read_parquet(survey / "truth.parquet")
+    table = truth.assign(flat=(truth.axis_ratio < truth.axis_ratio.median()).astype(int))[["id_str", "flat", "axis_ratio"]].head(60)
+    table.to_csv(path := tmp_path_factory.mktemp("marks") / "marks.csv", index=False)
+    return path
+
+
+def everything(folder):
+    "Every file below a folder, with its bytes"
+    return {p.relative_to(folder).as_posix(): sha256_file(p) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_from_pictures_to_neighbours_and_finds_in_processes_of_their_own(survey, marks, tmp_path):
+    "The three commands one after another, as from a shell; nothing outside --out is touched"
+    before, out = everything(survey), tmp_path / "results"
+    catalog = ["--catalog", str(survey / "catalog.csv")]
+    words = dict(gz_represent=[*catalog, "--out", str(out / "vectors")],
+                 gz_search=[*catalog, "--table", str(out / "vectors"), "--ra", "0", "--dec", "0", "--radius", "1e9", "--k", "4", "--out", str(out / "search")],
+                 gz_finetune=[*catalog, "--table", str(out / "vectors"), "--labels", str(marks), "--label", "flat", "--prevalence", ".4",
+                              "--form", "csv", "--out", str(out / "flat")])
+    script = tmp_path / "command.py"
+    calls = "".join(f"sys.argv[1:] = {arguments!r}\n{command}()\n" for command, arguments in words.items())
+    script.write_text(f"import sys\nfrom gz_nbdev.cli import {', '.join(words)}\n{calls}")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "100 written + 0 quarantined" in done.stdout and "ROC AUC" in done.stdout and "if perfect" in done.stdout
+    assert len(pd.read_parquet(out / "search" / "neighbours.parquet")) == 4 and (out / "search" / "neighbours.jpg").stat().st_size > 1000
+    found = pd.read_csv(out / "flat" / "found.csv", dtype=dict(id_str=str))
+    assert len(found) == 100 and found.probability.is_monotonic_decreasing and found.label.notna().sum() == 60
+    assert load_finder(out / "flat" / "finder").prevalence == .4 and (out / "flat" / "found.jpg").exists()
+    assert everything(survey) == before and {p.name for p in tmp_path.iterdir()} == {"results", "command.py"}
+
+
+def test_a_search_by_each_way_to_ask(survey, vectors, tmp_path):
+    table, catalog = dict(table=str(vectors), k=3), str(survey / "catalog.csv")
+    ids, places = Store(vectors).read_features()[0], read_catalog(catalog).set_index("id_str")
+    def found(name, **asked):
+        gz_search(out=str(tmp_path / name), **table, **asked)
+        return pd.read_parquet(tmp_path / name / "neighbours.parquet")
+    by_id = found("id", id=f"{ids[0]},{ids[1]}")
+    assert list(by_id["query"].unique()) == ids[:2] and len(by_id) == 6 and not (tmp_path / "id" / "neighbours.jpg").exists()
+    by_picture = found("picture", picture=str(survey / places.file_loc[ids[0]]), catalog=catalog)
+    assert list(by_picture.id_str) == list(by_id.id_str[:3]) and (tmp_path / "picture" / "neighbours.jpg").exists()
+    there = found("position", ra=float(places.ra[ids[0]]), dec=float(places.dec[ids[0]]), catalog=catalog)
+    assert list(there.id_str) == list(by_id.id_str[:3])
+    several = found("like", like=",".join(ids[:3]), unlike=ids[5])
+    assert len(several) == 3 and not set(several.id_str) & {*ids[:3], ids[5]}
+
+
+SEARCHES = {
+    "an empty query": ({}, ["--id", "--like"]),
+    "two questions at once": (dict(id="a", like="b"), ["one way", "--id and --like"]),
+    "an unknown id": (dict(id="SIM000003-9999999"), ["no galaxy", "SIM000003-00000"]),
+    "half a position": (dict(ra=3.), ["--ra and --dec"]),
+    "a position without positions": (dict(ra=3., dec=2.), ["ra and dec"]),
+    "unlike nothing": (dict(unlike="a"), ["ask in one way"]),
+    "unlike without like": (dict(id="a", unlike="b"), ["--unlike goes with --like"]),
+    "no such picture": (dict(picture="none.jpg"), ["none.jpg"]),
+    "too many": (dict(id="SIM000003-0000000", k=1000), ["100 galaxies"]),
+    "a form that nobody writes": (dict(id="a", form="cvs"), ["csv"]),
+    "a metric that nobody knows": (dict(id="a", metric="cosin"), ["cosine"]),
+    "no table": (dict(id="a", table=""), ["--table"]),
+    "a table that is not there": (dict(id="a", table="nowhere"), ["nowhere"]),
+}
+
+
+@pytest.mark.parametrize("asked, said", SEARCHES.values(), ids=SEARCHES)
+def test_bad_questions(vectors, tmp_path, capsys, asked, said):
+    message = fails(capsys, gz_search, **dict(out=str(tmp_path / "out"), table=str(vectors)) | asked)
+    assert all(part in message for part in said), message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_shard_and_an_index_of_another_table(vectors, trained, survey, tmp_path, capsys):
+    "What was found before stays as it was"
+    first, out = Store(vectors).read_features()[0][0], tmp_path / "out"
+    gz_search(out=str(out), table=str(vectors), id=first, k=3, engine="approximate")
+    before = everything(out)
+    other = tmp_path / "other"
+    gz_represent(out=str(other), catalog=str(survey / "catalog.csv"), weights=str(trained / "weights"))
+    said = fails(capsys, gz_search, out=str(out), table=str(other), id=first, k=3, engine="approximate")
+    assert "holds the index of store, not of other" in said and everything(out) == before
+    picture = str(survey / "images" / "0000" / f"{first}.jpg")
+    said = fails(capsys, gz_search, out=str(out), table=str(other), picture=picture, k=3)
+    assert "weights" in said and everything(out) == before
+    said = fails(capsys, gz_represent, out=str(other), catalog=str(survey / "catalog.csv"))
+    assert "another folder" in said
+    shutil.copytree(vectors, tmp_path / "torn")
+    shard = next((tmp_path / "torn" / "shards").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    for command, asked in ((gz_search, dict(id=first)), (gz_finetune, dict(labels=str(survey / "catalog.csv"), label="ra", numbers=True))):
+        said = fails(capsys, command, out=str(out), table=str(tmp_path / "torn"), **asked)
+        assert "not what was written" in said and everything(out) == before
+
+
+LABELS = {
+    "no such column": (dict(label="flatt"), None, ["no column 'flatt'", "flat"]),
+    "text for a class": ({}, dict(flat="maybe"), ["0 or 1", "maybe"]),
+    "text for a number": (dict(numbers=True), dict(flat="large"), ["must be a number", "large"]),
+    "one class only": ({}, dict(flat=1), ["at least two of each kind"]),
+    "no labels at all": ({}, dict(flat=None), ["blank"]),
+    "galaxies that are not there": ({}, dict(id_str=[f"J{i}" for i in range(60)]), ["60 of 60", "no representation"]),
+    "contradictory": ({}, "twice", ["contradictory"]),
+    "counts taken for fractions": (dict(label="votes", above=.25, below=.05), dict(votes=[7] * 60), ["holds 7", "_fraction"]),
+    "cuts that cannot be read": (dict(label="votes", above=.25, cuts="a=3"), dict(votes=.5), ["column>least"]),
+    "cuts without votes": (dict(cuts="a>.3"), None, ["--above"]),
+    "a share above one": (dict(prevalence=3.), None, ["between 0 and 1"]),
+    "pictures for tuning": (dict(tune=True), None, ["--catalog"]),
+}
+
+
+@pytest.mark.parametrize("asked, change, said", LABELS.values(), ids=LABELS)
+def test_bad_labels(vectors, marks, tmp_path, capsys, asked, change, said):
+    table = pd.read_csv(marks, dtype=dict(id_str=str))
+    if change == "twice": table = pd.concat([table, table.head(1).assign(flat=1 - table.flat[0])])
+    elif change: table = table.assign(**change)
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    message = fails(capsys, gz_finetune, **dict(out=str(tmp_path / "out"), table=str(vectors), labels=str(tmp_path / "labels.csv"), label="flat") | asked)
+    assert all(part in message for part in said), message
+    assert not (tmp_path / "out").exists()
+
+
+def test_votes_numbers_and_a_tuned_network(survey, vectors, marks, tmp_path, capsys):
+    common = dict(table=str(vectors), catalog=str(survey / "catalog.csv"))
+    gz_finetune(out=str(tmp_path / "votes"), **common, label="smooth-or-featured-dr5_featured-or-disk", above=.5, below=.3, background=30, top=20)
+    assert "left out" in capsys.readouterr().out and len(pd.read_parquet(tmp_path / "votes" / "found.parquet")) == 20
+    gz_finetune(out=str(tmp_path / "numbers"), table=str(vectors), labels=str(marks), label="axis_ratio", numbers=True)
+    assert "R2" in capsys.readouterr().out
+    found = pd.read_parquet(tmp_path / "numbers" / "found.parquet")
+    assert (found.lower90 < found.value).all() and (found.value < found.upper90).all()
+    gz_finetune(out=str(tmp_path / "tuned"), **common, labels=str(marks), label="flat", tune=True, epochs=3, top=5)
+    finder, weights = load_finder(tmp_path / "tuned" / "finder"), load_weights(tmp_path / "tuned" / "weights")
+    assert finder.encoder["weights"] == weights.hash and weights.view == load_weights("gz-sim-small").view
