@@ -585,29 +585,35 @@ def _read_failures(self: Store, strict: bool = True) -> dict:   # id: reason
     return dict(zip(*pq.read_table(pa.BufferReader(data)).to_pydict().values()))
 
 # %% ../nbs/10_store.ipynb #a929f218
+def _refuse_ids(store, input_ids):
+    "An error that names the galaxies by which input and store differ"
+    wanted, done = (pd.Index(list(ids), dtype=object) for ids in (input_ids, store.done_ids()))
+    def some(ids): return f"{len(ids):,} ({', '.join(ids[:5])})"
+    if not wanted.is_unique: raise InputError(f"Ids come twice in the input: {some(wanted[wanted.duplicated()])}")
+    if not done.is_unique: raise InputError(f"Ids come twice in the store {store.root}: {some(done[done.duplicated()])}")
+    missing, foreign = wanted.difference(done, sort=False), done.difference(wanted, sort=False)
+    if len(missing):
+        raise InputError(f"Galaxies neither written nor quarantined: {some(missing)}. Let the job go on with "
+                         "store.remaining(catalog)")
+    if len(foreign):
+        raise InputError(f"The store {store.root} holds galaxies that are not in the input: {some(foreign)}. Did the "
+                         "catalog change? Use another folder for another catalog")
+
 @patch
 def finish(
     self: Store,
     input_ids,     # everybody who should be in the store: sequence of text
 ) -> str:          # one line for people
     "Assert that written + quarantined = input, each once; then let others write"
-    wanted, done = (pd.Index(list(ids), dtype=object) for ids in (input_ids, self.done_ids()))
-    def some(ids): return f"{len(ids):,} ({', '.join(ids[:5])})"
-    if not wanted.is_unique: raise InputError(f"Ids come twice in the input: {some(wanted[wanted.duplicated()])}")
-    if not done.is_unique: raise InputError(f"Ids come twice in the store {self.root}: {some(done[done.duplicated()])}")
-    missing, foreign = wanted.difference(done, sort=False), done.difference(wanted, sort=False)
-    if len(missing):
-        raise InputError(f"Galaxies neither written nor quarantined: {some(missing)}. Let the job go on with "
-                         "store.remaining(catalog)")
-    if len(foreign):
-        raise InputError(f"The store {self.root} holds galaxies that are not in the input: {some(foreign)}. Did the "
-                         "catalog change? Use another folder for another catalog")
-    self._commit(self.shards, finished=len(wanted))
+    input_ids = list(input_ids)
+    wanted, done = np.sort(_keys(input_ids)), np.sort(np.concatenate([self._known_keys(), _keys(list(self._failed))]))
+    if not np.array_equal(wanted, done) or (wanted[1:] == wanted[:-1]).any(): _refuse_ids(self, input_ids)
+    self._commit(self.shards, finished=len(input_ids))
     self.close()
-    if len(wanted) and not len(self):
-        raise InputError(f"None of {len(wanted):,} galaxies could be done. The first reasons: "
+    if len(input_ids) and not len(self):
+        raise InputError(f"None of {len(input_ids):,} galaxies could be done. The first reasons: "
                          f"{'; '.join(list(self._failed.values())[:3])}")
-    return f"{len(self):,} written + {len(self._failed):,} quarantined = {len(wanted):,} galaxies, each once"
+    return f"{len(self):,} written + {len(self._failed):,} quarantined = {len(input_ids):,} galaxies, each once"
 
 # %% ../nbs/10_store.ipynb #0cde6630
 @patch
