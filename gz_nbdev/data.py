@@ -179,7 +179,7 @@ def _rgb(
     black.paste(image, mask=image.getchannel("A"))
     return black
 
-# %% ../nbs/20_data.ipynb #e5d5504e
+# %% ../nbs/20_data.ipynb #7838d467
 def _central(
     image: Image.Image,
     crop: float,         # part of the shorter side
@@ -550,7 +550,7 @@ def _in_memory(source, view, threads, progress) -> PixelCache:
     index = _decode_into(write, source, view, threads, progress)
     return PixelCache(pixels[:row], view, index, card=getattr(source, "card", None))
 
-# %% ../nbs/20_data.ipynb #899daf22
+# %% ../nbs/20_data.ipynb #04092ed6
 def _write_pixels(file: Path, source, view, threads, progress) -> pd.DataFrame:
     "Decode a source into a file that is on the disk when this returns; the index of it"
     with open(file, "wb", buffering=0) as f, ThreadPoolExecutor(1) as pool:
@@ -616,7 +616,7 @@ def _check_cache(cache: PixelCache, source):
     changed = next((i for i in spots if _stored_sum(source, int(i)) != index["stored"].iloc[i]), None)
     if changed is not None: raise ValueError(f"is older than the picture of {source.ids[changed]!r}")
 
-# %% ../nbs/20_data.ipynb #85f0213b
+# %% ../nbs/20_data.ipynb #65ad5055
 _PIXELS = ("size", "crop", "greyscale")  # what of a view decides about pixels: mean and std come after the cache
 
 def _read_cache(source, view, folder: Path, say: bool) -> PixelCache | None:   # None: there is none that can be used
@@ -681,7 +681,7 @@ def verify(
     if source.ids != list(stored): raise InputError("This cache was made from another list of ids")
     return changed
 
-# %% ../nbs/20_data.ipynb #1403b38b
+# %% ../nbs/20_data.ipynb #4b8954fe
 def _gather(
     pixels: Tensor,   # (N, 3, H, W)
     rows: Tensor,     # (n,), whole numbers

@@ -51,7 +51,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-# %% ../nbs/40_train.ipynb #115675f2
+# %% ../nbs/40_train.ipynb #0a90886f
 from .schema import InputError, Schema
 from .store import atomic_write, sha256_file
 from .data import Augment, GalaxyDL, PixelCache, View, galaxy_dls, load_pixels
@@ -145,7 +145,7 @@ class StopOnNaN(Callback):
         print(f"Training stopped: {self.reason}. The weights of the last finished epoch are put back.")
         raise CancelFitException
 
-# %% ../nbs/40_train.ipynb #4166c741
+# %% ../nbs/40_train.ipynb #53e696d1
 class _SmoothLoss(AvgSmoothLoss):
     "The moving average of the loss, kept where the loss is"
     def accumulate(self, learn):
@@ -240,7 +240,7 @@ class Precision(MixedPrecision):
         if self.autocast is not None: self.autocast.__exit__(None, None, None)
         self.autocast = None
 
-# %% ../nbs/40_train.ipynb #e99e96aa
+# %% ../nbs/40_train.ipynb #393be073
 class Compile(Callback):
     "The encoder compiled by torch while it trains"
     order = 9
@@ -252,7 +252,7 @@ class Compile(Callback):
         "The encoder as it was"
         self.model.encoder.__dict__.pop("forward", None)
 
-# %% ../nbs/40_train.ipynb #9597fba4
+# %% ../nbs/40_train.ipynb #744f4e33
 def machine_name(
     device,    # torch device
 ) -> str:
@@ -277,7 +277,7 @@ def _note_speeds(key: str, speeds: dict) -> None:
         atomic_write(_speeds_file(), json.dumps(_known_speeds() | {key: speeds}, indent=1))
     except (OSError, InputError): pass  # a home that is read-only or full: measured again next time
 
-# %% ../nbs/40_train.ipynb #2f624c3c
+# %% ../nbs/40_train.ipynb #6e98f6d4
 _DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def _step_seconds(model, x, dtype) -> float:
@@ -308,7 +308,7 @@ def _trial_compiled(model, x, name: str) -> dict:   # seconds a step, and of com
         return {"why": f"torch cannot compile it: {str(error).splitlines()[0][:100]}"}
     return {"compiling": compiling, f"compiled {name}": min(_step_seconds(model, x, _DTYPES[name]) for _ in range(4))}
 
-# %% ../nbs/40_train.ipynb #feeb002a
+# %% ../nbs/40_train.ipynb #14b9899a
 _LONG = 900.  # seconds of training from which on compiling is tried at all
 
 def fast_plan(
@@ -365,7 +365,7 @@ class AverageWeights(Callback):
     def after_fit(self): self.end()
     def end(self): self.average = None
 
-# %% ../nbs/40_train.ipynb #e87e9d2e
+# %% ../nbs/40_train.ipynb #f0792de6
 class FusedAdam(Optimizer):
     "fastai's `Adam` with decoupled weight decay (Loshchilov & Hutter 2019), a group of layers at a time"
     def __init__(self,
@@ -485,7 +485,7 @@ def seconds_per_epoch(
         before = time.perf_counter()
     return float(np.median(spent[2:])) * len(learn.dls.train) * 1.1  # a tenth for the optimiser and validation
 
-# %% ../nbs/40_train.ipynb #d3ea20c0
+# %% ../nbs/40_train.ipynb #a175e34f
 def training_side(
     epoch: int,           # from 0
     epochs: int,          # of the whole run
@@ -506,7 +506,7 @@ class Shrink(ItemTransform):
         x = x.float().div_(255) if x.dtype == torch.uint8 else x
         return (F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True), *rest)
 
-# %% ../nbs/40_train.ipynb #af9ec74d
+# %% ../nbs/40_train.ipynb #2e68fc25
 @contextmanager
 def _growing(learn, start: float | None):
     "Sizes of the training pictures by epoch; gives the function that sets them"
@@ -828,7 +828,7 @@ def _train(learn: Learner, epochs, lr, seed, log: EpochLog, cbs, progressive=Non
     if losses: learn.recorder.losses = list(torch.stack(losses).cpu())  # for its `plot_loss`
     if log.best_state is not None: learn.model.load_state_dict(log.best_state)
 
-# %% ../nbs/40_train.ipynb #9ce8997f
+# %% ../nbs/40_train.ipynb #f278a034
 _SHORT = 200  # steps: a run of fewer is over before a trial would have paid
 
 def _choose_speed(learn, out, minutes, epochs) -> None:

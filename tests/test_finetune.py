@@ -25,7 +25,7 @@ def sky():
     "Three thousand invented galaxies, one in ten of the class, in thirty numbers"
     rng = np.random.default_rng(7)
     ring = rng.uniform(size=3000) < .1
-    return 3 + 5 * (rng.normal(size=(3000, 30)) + .9 * (np.arange(30) < 6) * ring[:, None]), ring
+    return 3 + 5 * (rng.normal(size=(3000, 30)) + 1.4 * (np.arange(30) < 6) * ring[:, None]), ring
 
 
 @pytest.fixture(scope="module")
