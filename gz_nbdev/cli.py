@@ -672,6 +672,11 @@ def _of_weights(weights, folder) -> str:
     return f"{folder}: {figures}; temperatures {', '.join(raised) or 'all 1'}\nNext: gz-predict --weights {folder} --catalog ..."
 
 # %% ../nbs/98_cli.ipynb #b62242d8
+def _quarantine(store) -> str:
+    "A line about the pictures that could not be used, if there are any"
+    failed = store.failures()
+    return f"\nquarantined: {store.root / 'failures.parquet'}; the first: {' '.join(failed.iloc[0])}" if len(failed) else ""
+
 @_command
 def gz_predict(
     out: str = "gz-predict-out",     # folder of the predictions; what is there is gone on with
@@ -697,8 +702,7 @@ def gz_predict(
     found = store.read([c for c in store.header["columns"] if c != "concentrations"])
     if published: found = published_catalog(found, networks[0].schema, "desi")
     path = write_table(out / f"predictions.{table}", found, dict(store.header["meta"], data=getattr(source, "card", None)))
-    print(f"{store.summary}\n{path}: {len(found):,} rows, {found.shape[1]} columns")
-    if len(store.failures()): print(f"quarantined: {out / 'store' / 'failures.parquet'}; the first: {' '.join(store.failures().iloc[0])}")
+    print(f"{store.summary}\n{path}: {len(found):,} rows, {found.shape[1]} columns{_quarantine(store)}")
 
 # %% ../nbs/98_cli.ipynb #18e8a95c
 @_command
@@ -720,9 +724,7 @@ def gz_represent(
     _asked_for(catalog)
     network = load_weights(weights)
     store = represent(network, open_galaxies(catalog, root, split, stream), out, turns, "float16" if half else "float32", device=device)
-    print(f"{store.summary}\n{out}: {network.info['features']} features each, made by {network.info['name']} ({network.hash})")
-    failed = store.failures()
-    if len(failed): print(f"quarantined: {Path(out) / 'failures.parquet'}; the first: {' '.join(failed.iloc[0])}")
+    print(f"{store.summary}\n{out}: {network.info['features']} features each, made by {network.info['name']} ({network.hash}){_quarantine(store)}")
     print(f"Next: gz-search --table {out} --id ..., or gz-finetune --table {out} --labels ...")
 
 # %% ../nbs/98_cli.ipynb #a1703924

@@ -29,6 +29,7 @@ from sklearn.decomposition import PCA
 from .schema import PALETTE, InputError, near_names
 from .catalog import _count, _shown, match_ids, read_table
 from .metrics import bootstrap, rank_weighted_score, ranking_metrics
+from .represent import umap_plane
 
 # %% ../nbs/80_consensus.ipynb #919afcae
 @dataclass(frozen=True)
@@ -831,13 +832,7 @@ def umap_map(
     seed: int = 0,
 ) -> np.ndarray:           # (subjects, 2)
     "A map that keeps neighbours together: UMAP (McInnes et al. 2018)"
-    latents = _check_latents(latents)
-    if not 2 <= neighbours < len(latents):
-        raise InputError(f"neighbours={neighbours}: between 2 and {len(latents) - 1} for {len(latents)} subjects")
-    try: from umap import UMAP
-    except ImportError:
-        raise InputError("UMAP needs the extra 'umap': pip install 'gz_nbdev[umap]'. pca_map needs nothing") from None
-    return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(latents)
+    return umap_plane(_check_latents(latents), neighbours, seed).embedding_
 
 def plot_map(
     places,               # (subjects, 2)

@@ -39,6 +39,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import simplejpeg
 import torch
 import torch.nn.functional as F
 import fastai.vision.learner  # registers ways to show any picture; ours, for galaxies with votes, must come after
@@ -179,22 +180,43 @@ def _rgb(
     black.paste(image, mask=image.getchannel("A"))
     return black
 
+# %% ../nbs/20_data.ipynb #5dd9e426
+def _is_plain(image: Image.Image) -> bool:
+    "Whether a picture is a JPEG, grey or of three colours, that is to be shown as it is stored"
+    return image.format == "JPEG" and image.mode in ("L", "RGB") and image.getexif().get(0x0112, 1) == 1
+
+def _pixels(
+    picture,             # as `_open` takes it
+    need: int,           # px that the shorter side must have
+) -> np.ndarray:         # (H, W, 3), uint8
+    "All of a picture, a JPEG perhaps at a smaller scale"
+    image = _open(picture)
+    image.draft(None, (need, need))
+    if _is_plain(image):
+        try: return simplejpeg.decode_jpeg(picture, min_height=image.height, min_width=image.width)
+        except ValueError: pass   # Pillow says what is wrong with it
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.asarray(_rgb(image))
+
 # %% ../nbs/20_data.ipynb #7838d467
 def _central(
-    image: Image.Image,
+    pixels: np.ndarray,  # (H, W, 3)
     crop: float,         # part of the shorter side
-) -> Image.Image:        # square
+) -> np.ndarray:         # (side, side, 3)
     "The middle of a picture, to whole pixels, as many off the left as off the right"
-    (w, h), short = image.size, min(image.size)
-    side = max(1, short - 2 * round(short * (1 - crop) / 2))
-    left, top = (w - side) // 2, (h - side) // 2
-    return image if (w, h) == (side, side) else image.crop((left, top, left + side, top + side))
+    h, w, _ = pixels.shape
+    side = max(1, min(h, w) - 2 * round(min(h, w) * (1 - crop) / 2))
+    top, left = (h - side) // 2, (w - side) // 2
+    return np.ascontiguousarray(pixels[top:top + side, left:left + side])
 
-def _shared(image: Image.Image) -> Tensor:   # (1, 3 or 4, H, W), uint8, channels last
-    "The memory of an RGB picture, 4 bytes a pixel; a copy of 3 bytes where it lies in several pieces"
-    try: flat = torch.from_dlpack(pa.array(image).flatten())
-    except ValueError: flat = torch.from_numpy(np.array(image).ravel())
-    return flat.view(1, image.height, image.width, -1).permute(0, 3, 1, 2)
+def _averaged(
+    pixels: np.ndarray,  # (side, side, 3), uint8
+    size: int,
+) -> Tensor:             # (3, size, size), uint8
+    "A picture with so many pixels, each the mean of those it stands for"
+    square = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    square = F.interpolate(square, (size, size), mode="bilinear", antialias=True)
+    return torch.from_numpy(np.ascontiguousarray(square[0].numpy()))
 
 # %% ../nbs/20_data.ipynb #4e04ee59
 def decode(
@@ -202,19 +224,13 @@ def decode(
     view: View = View(),    # its crop, size and greyscale; mean and std come later
 ) -> Tensor:                # (3, size, size), uint8
     "A stored picture as `view` shows it; `ImageError` where that cannot be done"
-    try:
-        image = _open(picture)
-        need = int(np.ceil(view.size / view.crop))  # px of the shorter side, to lose nothing
-        image.draft(None, (need, need))
-        ImageOps.exif_transpose(image, in_place=True)
-        image = _rgb(image)
+    try: pixels = _pixels(picture, int(np.ceil(view.size / view.crop)))   # to lose nothing
     except (ImageError, InputError, MemoryError): raise
     except Exception as e:  # Pillow raises whatever its decoders do
         raise ImageError(f"cannot be decoded: {' '.join(str(e).split())[:100] or type(e).__name__}") from None
-    image = _central(image, view.crop)
-    if view.greyscale: image = image.convert("L").convert("RGB")
-    pixels = F.interpolate(_shared(image), (view.size, view.size), mode="bilinear", antialias=True)
-    return torch.from_numpy(np.ascontiguousarray(pixels[0, :3].numpy()))
+    pixels = _central(pixels, view.crop)
+    if view.greyscale: pixels = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
+    return _averaged(pixels, view.size)
 
 # %% ../nbs/20_data.ipynb #5ffd7954
 def _show_galaxy(ax, image: Tensor, title):
@@ -419,23 +435,28 @@ class ArrayImages:
     def fingerprint(self) -> str: return _hash_rows([*self.ids, _hash_picture(self.images)])
 
 # %% ../nbs/20_data.ipynb #b6cac38b
+_TOGETHER = 8  # pictures that a thread takes at once
+
 def _ahead(
-    function,              # of one item
+    work,                  # of some items, at most `_TOGETHER`
     items,
     threads: int | None,   # None = one a core
-):                         # generator of function(item), in the order of `items`
-    "Call `function` in threads that run only a little ahead of the reader"
-    threads, waiting, chunks = threads or num_cpus(), deque(), iter(chunked(items, 8))
-    def work(chunk): return [function(item) for item in chunk]
+):                         # generator of what `work` returns, in the order of `items`
+    "Call `work` in threads that run only a little ahead of the reader"
+    threads, waiting, chunks = threads or num_cpus(), deque(), iter(chunked(items, _TOGETHER))
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for chunk in islice(chunks, 8 * threads): waiting.append(pool.submit(work, chunk))
+            for chunk in islice(chunks, 2 * threads): waiting.append(pool.submit(work, chunk))
             while waiting:
                 done = waiting.popleft().result()
                 for chunk in islice(chunks, 1): waiting.append(pool.submit(work, chunk))
-                yield from done
+                yield done
         finally:
             for future in waiting: future.cancel()
+
+def _each_ahead(function, items, threads: int | None):   # generator of function(item)
+    "The same for a function of one item"
+    for done in _ahead(lambda chunk: [function(item) for item in chunk], items, threads): yield from done
 
 def _is_stream(source) -> bool: return getattr(source, "streaming", False)
 
@@ -459,7 +480,7 @@ def _decoded(source, view: View, threads: int | None, indices=None, done=None):
         id, item = wanted
         try: return id, decode(_get(source, item), view)
         except ImageError as e: return id, e
-    return _ahead(one, _wanted(source, indices, done), threads)
+    return _each_ahead(one, _wanted(source, indices, done), threads)
 
 # %% ../nbs/20_data.ipynb #96212e64
 @dataclass(repr=False, eq=False)
@@ -504,21 +525,31 @@ def _sum_of(picture) -> int:   # bytes, or a tensor
     return _sum(picture.contiguous().numpy().data if isinstance(picture, Tensor) else picture)
 
 def _decode_into(
-    write,               # called with each good picture, in order
+    write,               # called with the good pictures, some at a time, in order: (n, 3, size, size)
     source, view: View, threads: int | None, progress: bool,
 ) -> pd.DataFrame:       # id_str, stored, pixels, reason
     "Decode a whole source; what became of every picture, with the sums of its bytes (-1: none) and its pixels"
-    def one(wanted):
-        (id, item), stored = wanted, -1
-        try:
-            stored = _sum_of(picture := _get(source, item))
-            pixels = decode(picture, view)
-            return pixels, (id, stored, _sum_of(pixels), "")
-        except ImageError as e: return None, (id, stored, -1, str(e))
-    rows, total = [], "noinfer" if _is_stream(source) else len(source)
-    for pixels, row in _with_speed(_ahead(one, _wanted(source), threads), total, progress):
-        rows.append(row)
-        if pixels is not None: write(pixels)
+    free = deque()   # memory that was written and may be filled again
+    def some(wanted):
+        try: into = free.pop()
+        except IndexError: into = torch.empty(_TOGETHER, 3, view.size, view.size, dtype=torch.uint8)
+        good, rows = 0, []
+        for id, item in wanted:
+            stored = -1
+            try:
+                stored = _sum_of(picture := _get(source, item))
+                into[good] = decode(picture, view)
+                rows.append((id, stored, _sum_of(into[good]), ""))
+                good += 1
+            except ImageError as e: rows.append((id, stored, -1, str(e)))
+        return into, good, rows
+    def written():
+        for into, good, rows in _ahead(some, _wanted(source), threads):
+            if good: write(into[:good])
+            free.append(into)
+            yield from rows
+    total = "noinfer" if _is_stream(source) else len(source)
+    rows = list(_with_speed(written(), total, progress))
     index = pd.DataFrame(rows, columns=["id_str", "stored", "pixels", "reason"])
     if (index["reason"] != "").all():
         reasons = [f"{id} {reason}" for id, *_, reason in rows[:3]]
@@ -541,11 +572,11 @@ def _in_memory(source, view, threads, progress) -> PixelCache:
             raise InputError(f"{rows:,} pictures of {view.size} px are {need / 1e9:.1f} GB, this machine has "
                              f"{have / 1e9:.1f} GB of memory: give a cache_dir on a disk")
         pixels.resize_(rows, *pixels.shape[1:])
-    def write(picture):
+    def write(pictures):
         nonlocal row
-        if row == len(pixels): make_room(2 * row)  # of a stream nobody knows the end
-        pixels[row] = picture
-        row += 1
+        if row + len(pictures) > len(pixels): make_room(2 * len(pixels))  # of a stream nobody knows the end
+        pixels[row:row + len(pictures)] = pictures
+        row += len(pictures)
     make_room(room)
     index = _decode_into(write, source, view, threads, progress)
     return PixelCache(pixels[:row], view, index, card=getattr(source, "card", None))
@@ -555,9 +586,9 @@ def _write_pixels(file: Path, source, view, threads, progress) -> pd.DataFrame:
     "Decode a source into a file that is on the disk when this returns; the index of it"
     with open(file, "wb", buffering=0) as f, ThreadPoolExecutor(1) as pool:
         flushed, waiting = pool.submit(bool), 0
-        def write(picture):
+        def write(pictures):
             nonlocal flushed, waiting
-            data = memoryview(picture.numpy()).cast("B")
+            data = memoryview(pictures.numpy()).cast("B")
             waiting += len(data)
             while len(data): data = data[f.write(data):]   # what a disk that is nearly full takes may be a part
             if waiting > 2**24 and flushed.done():
@@ -677,7 +708,7 @@ def verify(
     if damaged:
         raise InputError(f"Pixels of {len(damaged):,} pictures in {self.folder or 'memory'} were damaged "
                          f"({', '.join(map(repr, damaged[:5]))}): delete it, and load_pixels builds it anew")
-    changed = [id for id, read in _ahead(look, _wanted(source), None) if stored.get(id) != read]
+    changed = [id for id, read in _each_ahead(look, _wanted(source), None) if stored.get(id) != read]
     if source.ids != list(stored): raise InputError("This cache was made from another list of ids")
     return changed
 
@@ -778,7 +809,7 @@ def check_images(
             rows = np.sort(np.random.default_rng(seed).choice(len(rows), sample, replace=False))
         wanted = _wanted(source, rows.tolist())
     def look(wanted): return _look_at(source, *wanted)
-    table = pd.DataFrame(_ahead(look, wanted, None))
+    table = pd.DataFrame(_each_ahead(look, wanted, None))
     usable = int((table["reason"] == "").sum())
     first = Finding("ok" if usable else "error", f"{usable:,} of {len(table):,} pictures opened can be used", usable,
                     advice="" if usable else "Is this the right root?")

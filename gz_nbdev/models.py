@@ -42,7 +42,9 @@ def is_weights(
     encoder,  # what `create_encoder` takes
 ) -> bool:
     "Whether this names weights that have a view of their own: shipped ones, or a folder; else it is timm's"
-    return _shipped(encoder) is not None or Path(encoder).is_dir()
+    folder = Path(encoder)
+    timms = (folder / "config.json").is_file() and not (folder / "gz.json").exists()   # as timm saves to a folder
+    return _shipped(encoder) is not None or folder.is_dir() and not timms
 
 # %% ../nbs/35_models.ipynb #c28a8f7d
 def _refuse_pickle(path):

@@ -6,7 +6,7 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/represent.html.md"""
 
 # %% auto #0
 __all__ = ['Encoder', 'open_encoder', 'Plan', 'choose_plan', 'represent', 'write_wide', 'read_wide', 'Pca', 'fit_pca',
-           'plot_explained', 'reduce_table', 'umap_places']
+           'plot_explained', 'reduce_table', 'umap_plane', 'umap_places']
 
 # %% ../nbs/55_represent.ipynb #51383ad3
 import hashlib
@@ -37,9 +37,9 @@ from sklearn.decomposition import IncrementalPCA
 from torch import Tensor, nn
 
 from .schema import PALETTE, InputError, near_names
-from .store import Store, atomic_write, features_array, features_column, sha256_file
+from .store import Store, atomic_write, features_array, features_column, keep_note, recall, sha256_file
 from .data import PixelCache, View, iter_batches
-from .models import Weights, create_encoder, load_weights, shipped_weights
+from .models import Weights, create_encoder, is_weights, load_weights
 from .predict import _progress
 
 # %% ../nbs/55_represent.ipynb #5de09567
@@ -75,11 +75,6 @@ def _published(name: str) -> nn.Module:
         raise InputError(f"The published weights of {name!r} cannot be had: {' '.join(str(e).split())[:200]}. Is there "
                          "a network? Or give a weights folder, or a module of your own with its view") from e
 
-def _is_weights(name: str) -> bool:
-    "Whether a name stands for weights of ours, or for a folder that can be nothing else"
-    return name in shipped_weights() or Path(name).is_dir() and not (
-        (Path(name) / "config.json").is_file() and not (Path(name) / "gz.json").exists())
-
 # %% ../nbs/55_represent.ipynb #ab05cc37
 def open_encoder(
     encoder,             # `Weights`, their name or folder; a timm name, "hf-hub:owner/name"; or a module
@@ -87,7 +82,7 @@ def open_encoder(
 ) -> Encoder:
     "Any encoder, with the view, width and hash that its table will carry"
     name = str(encoder) if isinstance(encoder, (str, Path)) else type(encoder).__name__
-    if isinstance(encoder, (str, Path)): encoder = load_weights(name) if _is_weights(name) else _published(name)
+    if isinstance(encoder, (str, Path)): encoder = load_weights(name) if is_weights(name) else _published(name)
     if isinstance(encoder, Weights):
         if view not in (None, encoder.view):
             raise InputError(f"The weights {encoder.info['name']} were trained with {encoder.view}: another view would "
@@ -178,29 +173,24 @@ def _timed(network: _Network, pixels: Tensor) -> tuple:   # representations; pic
     return features, len(pixels) / max(_clock(network.device) - start, 1e-9)
 
 # %% ../nbs/55_represent.ipynb #ecb2caf2
-def _notes_file(encoder: Encoder, device: torch.device, turns: int) -> Path:
-    "Where the speeds of an encoder on this machine are kept"
+def _note_name(encoder: Encoder, device: torch.device, turns: int) -> str:
+    "Under which the speeds of an encoder on this machine are kept"
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     key = repr((platform.node(), platform.machine(), device.type, chip, torch.get_num_threads(), torch.__version__,
                 encoder.hash, encoder.view.size, turns))
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "gz_nbdev" / "plans" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return f"plans/{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
-def _recall(file: Path) -> list:   # of (Plan, pictures a second, seconds to compile)
+def _known(note: str) -> list:   # of (Plan, pictures a second, seconds to compile)
     "The speeds that were measured before; empty where nothing is known"
     try:
         rows = [(Plan(**row["plan"]), float(row["rate"]), float(row["seconds"]))
-                for row in json.loads(file.read_text())]
-    except (OSError, ValueError, TypeError, KeyError, InputError): return []
+                for row in recall(note)]
+    except (ValueError, TypeError, KeyError, InputError): return []
     return rows if all(rate >= 0 and seconds >= 0 for _, rate, seconds in rows) else []
 
-def _note(file: Path, rows: list) -> None:
-    "Keep speeds for the next job, if the folder lets us"
-    told = [dict(plan=asdict(plan), rate=rate, seconds=seconds) for plan, rate, seconds in rows]
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, json.dumps(told))
-    except (OSError, InputError): pass
+def _keep(note: str, rows: list) -> None:
+    "Keep speeds for the next job"
+    keep_note(note, [dict(plan=asdict(plan), rate=rate, seconds=seconds) for plan, rate, seconds in rows])
 
 # %% ../nbs/55_represent.ipynb #23113363
 def _best(rows: list, todo: float) -> Plan:
@@ -267,8 +257,8 @@ def choose_plan(
     device = torch.device(device or default_device())
     guess = _guess(device, encoder.view.size)
     guess = Plan(guess.precision, batch or guess.batch)
-    trial, file = _Trial(encoder, pixels, device, turns, guess), _notes_file(encoder, device, turns)
-    rows = [row for row in _recall(file) if batch in (None, row[0].batch)]
+    trial, note = _Trial(encoder, pixels, device, turns, guess), _note_name(encoder, device, turns)
+    rows = [row for row in _known(note) if batch in (None, row[0].batch)]
     if not rows:
         if not trial.check(guess, 2): guess = trial.guess = Plan(batch=guess.batch)
         if todo * turns < 2000: return guess
@@ -279,12 +269,12 @@ def choose_plan(
         winner = _best(rows, todo)
         sizes = [] if batch else [size for size in (guess.batch // 2, guess.batch * 2) if 0 < size <= len(pixels)]
         rows += [trial.measure(Plan(winner.precision, size)) for size in sizes]
-        _note(file, rows)
+        _keep(note, rows)
     eager = _best([row for row in rows if not row[0].compiled], todo / workers)
     rate = next(r for plan, r, _ in rows if plan == eager)
     if not any(plan.compiled for plan, *_ in rows) and todo / max(rate, 1e-9) / workers > 10 * _COMPILING:
         rows.append(trial.measure(Plan(eager.precision, eager.batch, True)))
-        _note(file, rows)
+        _keep(note, rows)
     return _best(rows, todo / workers)
 
 # %% ../nbs/55_represent.ipynb #66b7709d
@@ -369,7 +359,7 @@ def _plan_of(store: Store, machine: str) -> Plan | None:
 
 def _begin(store, encoder, pieces, turns, device, workers, source, batch_size) -> tuple:   # Plan; the same pieces
     "The plan of a job; the pictures that were looked at for it come again"
-    machine = _notes_file(encoder, device, turns).stem
+    machine = _note_name(encoder, device, turns)
     plan = _plan_of(store, machine)
     if plan is None or batch_size not in (None, plan.batch):
         first = list(islice(pieces, max(1, 2 * _guess(device, encoder.view.size).batch // _PIECE)))
@@ -686,6 +676,18 @@ def reduce_table(
     return reduced
 
 # %% ../nbs/55_represent.ipynb #cb2c4235
+def umap_plane(
+    x,                      # (galaxies, features)
+    neighbours: int = 15,   # fewer show detail, more the whole
+    seed: int = 0,
+):                          # `umap.UMAP`, fitted: its `embedding_` has a place for each, `transform` one for others
+    "A plane on which neighbours stay neighbours (McInnes et al. 2018)"
+    if not 2 <= neighbours < len(x):
+        raise InputError(f"neighbours={neighbours}: between 2 and {len(x) - 1} for {len(x):,} galaxies to learn from")
+    try: from umap import UMAP
+    except ImportError: raise InputError("UMAP needs the extra 'umap': pip install 'gz_nbdev[umap]'") from None
+    return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit(x)
+
 def umap_places(
     store,                  # `Store` of representations (better of components), or its folder
     sample: int = 20_000,   # galaxies that the plane is learned from
@@ -694,17 +696,12 @@ def umap_places(
 ) -> pd.DataFrame:          # id_str, x, y
     "Galaxies on a plane that keeps neighbours together: learned from a sample, the others placed on it"
     store = store if isinstance(store, Store) else Store(store)
-    if not 2 <= neighbours < min(sample, len(store)):
-        raise InputError(f"neighbours={neighbours}: between 2 and {min(sample, len(store)) - 1} for "
-                         f"{min(sample, len(store)):,} galaxies to learn from")
-    try: from umap import UMAP
-    except ImportError: raise InputError("UMAP needs the extra 'umap': pip install 'gz_nbdev[umap]'") from None
     chosen, start, learned, parts, ids = np.zeros(len(store), bool), 0, [], [], []
     chosen[np.random.default_rng(seed).permutation(len(store))[:sample]] = True
     for table in store.tables(["features"]):
         learned.append(features_array(table["features"])[chosen[start:start + len(table)]].astype(np.float32))
         start += len(table)
-    plane = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit(np.concatenate(learned))
+    plane = umap_plane(np.concatenate(learned), neighbours, seed)
     places, start = np.empty((len(store), 2), np.float32), 0
     places[chosen] = plane.embedding_
     for table in store.tables(["id_str", "features"]):

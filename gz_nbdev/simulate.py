@@ -262,7 +262,7 @@ def _draw_features(rng, g, population):
 
 # %% ../nbs/15_simulate.ipynb #0ef8e76f
 def _draw_rare(rng, g, population):
-    "Mergers, arcs and artefacts, one in a hundred each"
+    "Mergers, arcs and artefacts, as rare as the population has them"
     n = len(g)
     g["merger"], g["arc"], g["artefact"] = rng.random((3, n)) < np.array(population.rare)[:, None]
     g["companion"] = g.merger | (rng.random(n) < population.companion)

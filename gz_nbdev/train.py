@@ -41,7 +41,6 @@ from fastai.optimizer import Optimizer
 from fastai.torch_core import find_bs, set_seed
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastcore.xdg import xdg_cache_home
 from fasttransform import ItemTransform
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -53,7 +52,7 @@ from torch.optim.adamw import adamw
 
 # %% ../nbs/40_train.ipynb #0a90886f
 from .schema import InputError, Schema
-from .store import atomic_write, sha256_file
+from .store import atomic_write, keep_note, recall, sha256_file
 from .data import Augment, GalaxyDL, PixelCache, View, galaxy_dls, load_pixels
 from .losses import DirichletMultinomialLoss, expected_fractions, question_membership, to_concentrations
 from .models import GalaxyModel, Weights, create_encoder, is_weights, load_weights, save_weights
@@ -260,22 +259,12 @@ def machine_name(
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
 
-def _speeds_file() -> Path: return xdg_cache_home() / "gz_nbdev" / "training_speed.json"
-
 def _known_speeds() -> dict:   # of seconds a step by candidate, by machine, network and size
     "What was measured before, as far as it can be read and makes sense"
     def sound(v): return isinstance(v, (int, float)) and 0 < v < math.inf
-    try: known = json.loads(_speeds_file().read_text("utf-8"))
-    except (OSError, ValueError): return {}
+    known = recall("training_speed")
     if not isinstance(known, dict): return {}
     return {k: v for k, v in known.items() if isinstance(v, dict) and "float32" in v and all(map(sound, v.values()))}
-
-def _note_speeds(key: str, speeds: dict) -> None:
-    "Keep what was measured, where that is possible"
-    try:
-        _speeds_file().parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(_speeds_file(), json.dumps(_known_speeds() | {key: speeds}, indent=1))
-    except (OSError, InputError): pass  # a home that is read-only or full: measured again next time
 
 # %% ../nbs/40_train.ipynb #6e98f6d4
 _DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -336,7 +325,7 @@ def fast_plan(
         found, tried = False, _trial_compiled(model, x, best)
         why = f"; not compiled: {tried.pop('why')}" if "why" in tried else ""
         speeds |= tried
-    if not found: _note_speeds(key, speeds)
+    if not found: keep_note("training_speed", _known_speeds() | {key: speeds})
     repays = steps * (speeds[best] - speeds.get(compiled, math.inf)) > speeds.get("compiling", 0)
     rates = {name: bs / value for name, value in speeds.items() if name != "compiling"}
     listed = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())

@@ -1108,3 +1108,22 @@ def test_done_are_neither_read_nor_decoded(survey):
     cache = load_pixels(survey, VIEW, progress=False)
     assert [ids for ids, _ in iter_batches(cache, VIEW, done=done)] == [survey.ids[:5]]
     assert next(iter_batches(cache, VIEW, indices=[9, 3, 1], done=done))[0] == [survey.ids[3], survey.ids[1]]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("need", [300, 100, 40])
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(mode, subsampling, need):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).resize((320, 240)).convert(mode)
+    noise.save(stored := BytesIO(), "JPEG", **({} if mode == "L" else dict(subsampling=subsampling)))
+    (theirs := Image.open(stored)).draft(None, (need, need))
+    pixels = data._pixels(stored.getvalue(), need)
+    assert np.array_equal(pixels, np.asarray(theirs.convert("RGB")))
+    assert pixels.shape[0] == {300: 240, 100: 120, 40: 60}[need] or mode == "CMYK"
+
+
+def test_a_jpeg_that_only_pillow_forgives_is_still_read():
+    Image.new("RGB", (64, 64), "white").save(stored := BytesIO(), "JPEG")
+    odd = stored.getvalue()[:-2] + b"\x00\x00" + stored.getvalue()[-2:]   # bytes between the pixels and the end
+    assert np.array_equal(data._pixels(odd, 64), np.full((64, 64, 3), 255))
+    with pytest.raises(ImageError, match="truncated"): decode(stored.getvalue()[:-40])

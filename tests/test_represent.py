@@ -39,7 +39,7 @@ from gz_nbdev.represent import (
 )
 from gz_nbdev.schema import InputError
 from gz_nbdev.search import GalaxyIndex
-from gz_nbdev.store import Store
+from gz_nbdev.store import Store, note_file
 
 SMALL = View(16)
 CPU = torch.device("cpu")
@@ -382,7 +382,7 @@ def test_notes_that_are_broken_or_cannot_be_kept(monkeypatch, tmp_path):
     rates = {("float32", False): 100, ("bf16", False): 200}
     tried = spied(monkeypatch, rates)
     choose_plan(encoder, pixels, 10_000, 1, "cpu")
-    file = module._notes_file(encoder, CPU, 1)
+    file = note_file(module._note_name(encoder, CPU, 1))
     for content in (b"", b"{", b"[1]", b'[{"plan": {"batch": -1}, "rate": 1, "seconds": 0}]', b"\xff\xfe",
                     b'[{"plan": {"batch": 8}, "rate": -1, "seconds": 0}]', b'[{"plan": {"size": 8}, "rate": 1}]'):
         file.write_bytes(content)

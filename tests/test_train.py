@@ -22,7 +22,7 @@ from gz_nbdev.data import ArrayImages, PixelCache, View, galaxy_dls
 from gz_nbdev.losses import DirichletMultinomialLoss
 from gz_nbdev.models import GalaxyModel, Weights, create_encoder, is_weights, load_weights, save_weights
 from gz_nbdev.schema import InputError, get_schema
-from gz_nbdev.store import sha256_file
+from gz_nbdev.store import note_file, sha256_file
 from gz_nbdev.train import (AverageWeights, FusedAdam, Shrink, fast_plan, fit_for, galaxy_learner, layer_groups, layer_rates, read_checkpoint,
                             save_learner, train_votes)
 
@@ -652,7 +652,7 @@ def test_plan_measures_once(timed):
 def test_plan_ignores_a_broken_cache(timed, broken):
     calls, _ = timed
     fast_plan(network(), 32, 8)
-    file = train._speeds_file()
+    file = note_file("training_speed")
     key, = json.loads(file.read_text())
     file.write_bytes(broken if isinstance(broken, bytes) else broken.replace("KEY", key).encode())
     assert fast_plan(network(), 32, 8)["precision"] == "bf16" and calls == ["eager"] * 2
