@@ -180,7 +180,7 @@ def _rgb(
     black.paste(image, mask=image.getchannel("A"))
     return black
 
-# %% ../nbs/20_data.ipynb #5dd9e426
+# %% ../nbs/20_data.ipynb #77f5bf56
 def _is_plain(image: Image.Image) -> bool:
     "Whether a picture is a JPEG, grey or of three colours, that is to be shown as it is stored"
     return image.format == "JPEG" and image.mode in ("L", "RGB") and image.getexif().get(0x0112, 1) == 1
@@ -196,7 +196,7 @@ def _pixels(
         try: return simplejpeg.decode_jpeg(picture, min_height=image.height, min_width=image.width)
         except ValueError: pass   # Pillow says what is wrong with it
     ImageOps.exif_transpose(image, in_place=True)
-    return np.asarray(_rgb(image))
+    return np.array(_rgb(image))
 
 # %% ../nbs/20_data.ipynb #7838d467
 def _central(
@@ -229,7 +229,7 @@ def decode(
     except Exception as e:  # Pillow raises whatever its decoders do
         raise ImageError(f"cannot be decoded: {' '.join(str(e).split())[:100] or type(e).__name__}") from None
     pixels = _central(pixels, view.crop)
-    if view.greyscale: pixels = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
+    if view.greyscale: pixels = np.array(Image.fromarray(pixels).convert("L").convert("RGB"))
     return _averaged(pixels, view.size)
 
 # %% ../nbs/20_data.ipynb #5ffd7954
@@ -458,6 +458,7 @@ def _each_ahead(function, items, threads: int | None):   # generator of function
     "The same for a function of one item"
     for done in _ahead(lambda chunk: [function(item) for item in chunk], items, threads): yield from done
 
+# %% ../nbs/20_data.ipynb #afd48b0f
 def _is_stream(source) -> bool: return getattr(source, "streaming", False)
 
 def _wanted(source, indices=None, done=None):
@@ -524,6 +525,7 @@ def _sum_of(picture) -> int:   # bytes, or a tensor
     "Checksum of a picture, stored or decoded"
     return _sum(picture.contiguous().numpy().data if isinstance(picture, Tensor) else picture)
 
+# %% ../nbs/20_data.ipynb #4ada8490
 def _decode_into(
     write,               # called with the good pictures, some at a time, in order: (n, 3, size, size)
     source, view: View, threads: int | None, progress: bool,

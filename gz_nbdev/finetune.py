@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from scipy.optimize import minimize_scalar
+from scipy.special import expit
 from scipy.stats import t as student
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, RidgeCV
@@ -266,7 +267,7 @@ class FewLabelClassifier(_Linear):
                     encoder: dict = None, # of the representations, from `encoder_of`: refused if it is another
                     ) -> np.ndarray:      # (galaxies,) 0 to 1
         "Probability of being of the class, at the stated prevalence"
-        return 1 / (1 + np.exp(-(self._sum(features, encoder) + _log_odds(self.prevalence))))
+        return expit(self._sum(features, encoder) + _log_odds(self.prevalence))
 
 # %% ../nbs/65_finetune.ipynb #5e35f8f2
 def _checked_prevalence(prevalence):
@@ -683,7 +684,7 @@ def tuned_arm(
         _tune(taught, cache, label, model, view, known, seed=seed, progress=False, **options)
         rows = pd.Index(cache.ids).get_indexer(catalog.id_str.iloc[judge])
         layer, x = model.head[-1], _pooled(model, view, cache, rows.tolist(), options["device"])
-        return 1 / (1 + np.exp(-(x @ layer.weight.detach().cpu().numpy()[0] + layer.bias.item())))
+        return expit(x @ layer.weight.detach().cpu().numpy()[0] + layer.bias.item())
     return arm
 
 # %% ../nbs/65_finetune.ipynb #54d80c31
