@@ -657,8 +657,9 @@ def gz_train(
                   freeze=int(freeze) if freeze.isdigit() else freeze or None, cbs=_DASHBOARDS[log](out) if log else [])
     trained = train_votes(table, pixels, out, tree, view, weights, **_budget(minutes, epochs), lr=lr or None, seed=seed,
                           patience=patience or None, device=device, **levers)
-    if trained.temperature is None: trained = calibrate(trained, table[_validates(table)], pixels, device=device)
-    print(_of_weights(note_temperature(out / "weights", trained.temperature), out / "weights"))
+    if trained.temperature is None:
+        trained = note_temperature(out / "weights", calibrate(trained, table[_validates(table)], pixels, device=device).temperature)
+    print(_of_weights(trained, out / "weights"))
 
 # %% ../nbs/98_cli.ipynb #f8e2cdcf
 def _validates(table) -> np.ndarray:

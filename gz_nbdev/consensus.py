@@ -29,7 +29,7 @@ from sklearn.decomposition import PCA
 from .schema import PALETTE, InputError, near_names
 from .catalog import _count, _shown, match_ids, read_table
 from .metrics import bootstrap, rank_weighted_score, ranking_metrics
-from .represent import umap_plane
+from .represent import _umap
 
 # %% ../nbs/80_consensus.ipynb #919afcae
 @dataclass(frozen=True)
@@ -832,7 +832,8 @@ def umap_map(
     seed: int = 0,
 ) -> np.ndarray:           # (subjects, 2)
     "A map that keeps neighbours together: UMAP (McInnes et al. 2018)"
-    return umap_plane(_check_latents(latents), neighbours, seed).embedding_
+    latents = _check_latents(latents)
+    return _umap(len(latents), neighbours, seed).fit_transform(latents)
 
 def plot_map(
     places,               # (subjects, 2)

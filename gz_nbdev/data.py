@@ -181,9 +181,11 @@ def _rgb(
     return black
 
 # %% ../nbs/20_data.ipynb #77f5bf56
+def _is_turned(image: Image.Image) -> bool: return image.getexif().get(0x0112, 1) != 1   # says its EXIF
+
 def _is_plain(image: Image.Image) -> bool:
     "Whether a picture is a JPEG, grey or of three colours, that is to be shown as it is stored"
-    return image.format == "JPEG" and image.mode in ("L", "RGB") and image.getexif().get(0x0112, 1) == 1
+    return image.format == "JPEG" and image.mode in ("L", "RGB") and not _is_turned(image)
 
 def _pixels(
     picture,             # as `_open` takes it
@@ -216,7 +218,7 @@ def _averaged(
     "A picture with so many pixels, each the mean of those it stands for"
     square = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     square = F.interpolate(square, (size, size), mode="bilinear", antialias=True)
-    return torch.from_numpy(np.ascontiguousarray(square[0].numpy()))
+    return square[0].contiguous()
 
 # %% ../nbs/20_data.ipynb #4e04ee59
 def decode(
@@ -770,7 +772,7 @@ def _look_at(source, id: str, item) -> dict:
     try:
         picture = _get(source, item)
         pixels, image = decode(picture, View(64)), _open(picture)
-        row.update(size=f"{image.width} x {image.height}", mode=image.mode, turned=image.getexif().get(0x0112, 1) != 1)
+        row.update(size=f"{image.width} x {image.height}", mode=image.mode, turned=_is_turned(image))
         row.update(hash=_hash_picture(pixels), flat=pixels.float().std().item() < 1,
                    burnt=(pixels == 255).all(0).float().mean().item() > .2)
     except ImageError as e: row["reason"] = str(e)

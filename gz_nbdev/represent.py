@@ -6,7 +6,7 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/represent.html.md"""
 
 # %% auto #0
 __all__ = ['Encoder', 'open_encoder', 'Plan', 'choose_plan', 'represent', 'write_wide', 'read_wide', 'Pca', 'fit_pca',
-           'plot_explained', 'reduce_table', 'umap_plane', 'umap_places']
+           'plot_explained', 'reduce_table', 'umap_places']
 
 # %% ../nbs/55_represent.ipynb #51383ad3
 import hashlib
@@ -676,17 +676,14 @@ def reduce_table(
     return reduced
 
 # %% ../nbs/55_represent.ipynb #cb2c4235
-def umap_plane(
-    x,                      # (galaxies, features)
-    neighbours: int = 15,   # fewer show detail, more the whole
-    seed: int = 0,
-):                          # `umap.UMAP`, fitted: its `embedding_` has a place for each, `transform` one for others
-    "A plane on which neighbours stay neighbours (McInnes et al. 2018)"
-    if not 2 <= neighbours < len(x):
-        raise InputError(f"neighbours={neighbours}: between 2 and {len(x) - 1} for {len(x):,} galaxies to learn from")
+def _umap(galaxies: int, neighbours: int, seed: int):
+    "A `umap.UMAP` to be fitted to so many galaxies"
+    if not 2 <= neighbours < galaxies:
+        raise InputError(f"neighbours={neighbours}: between 2 and {galaxies - 1} for {galaxies:,} galaxies to learn from")
     try: from umap import UMAP
-    except ImportError: raise InputError("UMAP needs the extra 'umap': pip install 'gz_nbdev[umap]'") from None
-    return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit(x)
+    except ImportError:
+        raise InputError("UMAP needs the extra 'umap': pip install 'gz_nbdev[umap]'. Principal components need nothing") from None
+    return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1)
 
 def umap_places(
     store,                  # `Store` of representations (better of components), or its folder
@@ -696,12 +693,13 @@ def umap_places(
 ) -> pd.DataFrame:          # id_str, x, y
     "Galaxies on a plane that keeps neighbours together: learned from a sample, the others placed on it"
     store = store if isinstance(store, Store) else Store(store)
+    plane = _umap(min(sample, len(store)), neighbours, seed)
     chosen, start, learned, parts, ids = np.zeros(len(store), bool), 0, [], [], []
     chosen[np.random.default_rng(seed).permutation(len(store))[:sample]] = True
     for table in store.tables(["features"]):
         learned.append(features_array(table["features"])[chosen[start:start + len(table)]].astype(np.float32))
         start += len(table)
-    plane = umap_plane(np.concatenate(learned), neighbours, seed)
+    plane.fit(np.concatenate(learned))
     places, start = np.empty((len(store), 2), np.float32), 0
     places[chosen] = plane.embedding_
     for table in store.tables(["id_str", "features"]):
