@@ -8,7 +8,7 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/cli.html.md"""
 __all__ = ['TRAIN_SIZE', 'TRAIN_CROP', 'Tour', 'open_tour', 'TourData', 'simulated_data', 'users_data', 'train_on_votes',
            'judge_votes', 'judge_class', 'fold_errors', 'compare_encoders', 'judge_anomalies', 'labels_to_use',
            'run_tour', 'gz_tour', 'gz_simulate', 'gz_check', 'open_galaxies', 'gz_train', 'gz_predict', 'gz_represent',
-           'gz_search', 'gz_finetune']
+           'gz_search', 'gz_finetune', 'gz_anomaly']
 
 # %% ../nbs/98_cli.ipynb #40d73897
 import functools
@@ -45,6 +45,7 @@ from .represent import represent
 from .search import METRICS, GalaxyIndex, _open_table, neighbour_sheet
 from .finetune import as_class, class_figures, column_figures, cross_validate, encoder_of, find, find_sheet
 from .finetune import fit_class, fit_column, head_finder, labels_from_votes, match_labels, pick_labels, save_finder, tune_class
+from .gan import gan_table, load_gan, publish_scores, score_pictures, train_gan
 from .anomaly import SCORERS, anomaly_report, score_anomalies
 from .report import Page, plot_auc_by_strength, plot_history, plot_precision, plot_roc, plot_vote_scatter
 
@@ -942,3 +943,71 @@ def _of_found(finder, found, path) -> str:
     n = min(100, len(found))
     return (f"{where}\nat a prevalence of {finder.prevalence:.3g} the first {n} are expected to hold "
             f"{found.expected_purity[n - 1] * n:.0f} of the class")
+
+# %% ../nbs/98_cli.ipynb #9ddfecc7
+@_command
+def gz_anomaly(
+    task: str,                       # train: a GAN on pictures; score: every galaxy of a survey
+    out: str = "gz-anomaly-out",     # folder of the results; what is there is gone on with
+    catalog: str = "",               # table, picture table, folder or hf-hub:owner/name@revision
+    root: str = "",                  # folder that the pictures of a table are in; by default that of the table
+    split: str = "train",            # of a hub data set
+    table: str = "",                 # score representations, from gz-represent, instead of pictures
+    weights: str = "gz-sim-gan",     # score by this GAN: a shipped name, or the folder of a training
+    native: store_true = False,      # take stamps pixel by pixel: cut, or with black around, never resampled
+    size: int = 64,                  # train: pixels of the view, a multiple of 16
+    crop: float = 1.,                # train: central part of the picture that is shown
+    width: float = .5,               # train: of the networks; 1 as published
+    iterations: int = 1500,          # train: steps of the generator
+    refine: int = 0,                 # score: steps by which each code is improved
+    half: store_true = False,        # score: in bfloat16, where the processor has it
+    feature_weight: float = .2,      # score: of the features in the published anomaly score
+    form: str = "parquet",           # of the table of scores: parquet, csv, fits or vot
+    seed: int = 0,                   # of everything that is drawn
+    device: str = "",                # cpu or cuda; by default the GPU if there is one
+):
+    "Rank a survey by strangeness, or train the network that does it"
+    device, path = _device(device), Path(out) / f"scores.{_named(form, _FORMS, '--form')}"
+    _named(task, ("train", "score"), "what to do")
+    if task == "train":
+        _asked_for(catalog)
+        view = View(size, crop, native=native)
+        trained = train_gan(open_galaxies(catalog, root, split), out, view, width, iterations=iterations, seed=seed, device=device)
+        return print(_of_gan(trained, Path(out)))
+    galaxies, source = _catalog_of(catalog, root, split) if catalog else (None, None)
+    if table: found, meta = _strange_vectors(table, seed)
+    else:
+        _asked_for(catalog)
+        found, meta = _strange_pictures(source, Path(out), weights, native, refine, half, feature_weight, device)
+    write_table(_folder(out) / path.name, found, meta)
+    print(f"{path}: {len(found):,} galaxies, the strangest first\n{found.head(10).round(3).to_string(index=False)}")
+    if source is not None:
+        listed = pd.DataFrame(dict(rank=np.arange(1, len(found) + 1), id_str=found.id_str, value=found[meta["ranked_by"]]))
+        atomic_write(path.with_name("strangest.jpg"), _as_jpeg(find_sheet(listed, source)))
+        print(f"the first twenty: {path.with_name('strangest.jpg')}")
+
+# %% ../nbs/98_cli.ipynb #65a0ca1c
+def _strange_vectors(table, seed) -> tuple:   # scores, the strangest first; what they are
+    "Representations scored by all scorers against all galaxies"
+    opened = _open_table(table)
+    ids, features, _ = zip(*opened.blocks())
+    features = np.concatenate(features)
+    scores = score_anomalies(features, features, seed=seed)
+    scores.insert(0, "id_str", [i for part in ids for i in part.to_pylist()])
+    return scores.sort_values("anomaly_score", ascending=False, ignore_index=True), dict(table=str(table), ranked_by="anomaly_score")
+
+def _strange_pictures(source, out, weights, native, refine, half, feature_weight, device) -> tuple:   # as above
+    "Pictures scored by a GAN; scores and codes also in the published form"
+    gan = load_gan(weights)
+    if not 0 <= feature_weight <= 1: raise InputError(f"--feature_weight {feature_weight}: a share between 0 and 1")
+    if source is None: raise InputError("the catalog names no pictures: name the files in a column file_loc")
+    view = View(gan.model.size, native=True) if native else gan.view
+    store = score_pictures(gan, source, out / "store", refine, half, view=view, device=device)
+    print(f"{store.summary}{_quarantine(store)}\n{publish_scores(store, out / 'published', feature_weight)}: the published form")
+    return gan_table(store, feature_weight), dict(weights=gan.hash, ranked_by="feature_z")
+
+def _of_gan(trained, out) -> str:
+    "Where the weights are, and what to look at"
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in trained.info["metrics"].items())
+    return (f"{out / 'weights'}: {figures}\ngalaxies that it draws: {out / 'samples.jpg'}\n"
+            f"Next: gz-anomaly score --weights {out / 'weights'} --catalog ...")

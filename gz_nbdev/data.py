@@ -71,10 +71,12 @@ class View:
     greyscale: bool = False                          # one brightness in three equal channels
     mean: tuple[float, float, float] = (.1, .1, .1)  # subtracted from red, green, blue in [0, 1]
     std: tuple[float, float, float] = (.1, .1, .1)   # then divided by
+    native: bool = False                             # pixels as they are stored: the middle, or black added around it
 
     def __post_init__(self):
         if not isinstance(self.size, int) or not 8 <= self.size <= 4096:
             raise InputError(f"A view of {self.size!r} px: size is a whole number of pixels from 8 to 4096")
+        if self.native and self.crop != 1: raise InputError(f"A native view cuts to {self.size} px: leave crop={self.crop} out")
         if not 0 < self.crop <= 1: raise InputError(f"A crop of {self.crop!r}: it is the part kept, in (0, 1]")
         for name in ("mean", "std"): object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -84,7 +86,8 @@ class View:
 @patch
 def to_dict(self: View) -> dict:  # plain numbers, for JSON
     "The view as it is saved beside the weights"
-    return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+    plain = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+    return plain if self.native else {k: v for k, v in plain.items() if k != "native"}   # as before there was a choice
 
 @patch(cls_method=True)
 def from_dict(
@@ -211,6 +214,17 @@ def _central(
     top, left = (h - side) // 2, (w - side) // 2
     return np.ascontiguousarray(pixels[top:top + side, left:left + side])
 
+def _stamp(
+    pixels: np.ndarray,  # (H, W, 3)
+    size: int,
+) -> np.ndarray:         # (size, size, 3)
+    "The middle of a picture pixel by pixel, with black around it where it is too small"
+    h, w, _ = pixels.shape
+    top, left = max(h - size, 0) // 2, max(w - size, 0) // 2
+    pixels = pixels[top:top + size, left:left + size]
+    lack = [size - side for side in pixels.shape[:2]]
+    return np.pad(pixels, [*((n // 2, n - n // 2) for n in lack), (0, 0)])
+
 def _averaged(
     pixels: np.ndarray,  # (side, side, 3), uint8
     size: int,
@@ -226,11 +240,11 @@ def decode(
     view: View = View(),    # its crop, size and greyscale; mean and std come later
 ) -> Tensor:                # (3, size, size), uint8
     "A stored picture as `view` shows it; `ImageError` where that cannot be done"
-    try: pixels = _pixels(picture, int(np.ceil(view.size / view.crop)))   # to lose nothing
+    try: pixels = _pixels(picture, MAX_SIDE if view.native else int(np.ceil(view.size / view.crop)))   # to lose nothing
     except (ImageError, InputError, MemoryError): raise
     except Exception as e:  # Pillow raises whatever its decoders do
         raise ImageError(f"cannot be decoded: {' '.join(str(e).split())[:100] or type(e).__name__}") from None
-    pixels = _central(pixels, view.crop)
+    pixels = _stamp(pixels, view.size) if view.native else _central(pixels, view.crop)
     if view.greyscale: pixels = np.array(Image.fromarray(pixels).convert("L").convert("RGB"))
     return _averaged(pixels, view.size)
 
@@ -300,7 +314,7 @@ class FolderImages:
     ):
         _need_columns(catalog, ["id_str", "file_loc"], "The catalog")
         self.ids = _text_ids(catalog["id_str"], "The catalog")
-        self.root, self.files = os.path.realpath(root), list(catalog["file_loc"])
+        self.root, self.files = os.path.realpath(root), catalog["file_loc"].array.copy()
         if not os.path.isdir(self.root): raise InputError(f"There is no folder {str(root)!r} to find the pictures in")
 
     def __len__(self): return len(self.ids)
@@ -630,7 +644,7 @@ def _open_cache(source, view, folder: Path) -> PixelCache:
     "The cache in `folder`; `ValueError` where its parts do not fit each other"
     about = json.loads((folder/"cache.json").read_text())
     made, asked = about["view"], view.to_dict()
-    other = [f"{name}={made.get(name)!r}" for name in _PIXELS if made.get(name) != asked[name]]
+    other = [f"{name}={made.get(name)!r}" for name in _PIXELS if made.get(name) != asked.get(name)]
     if about["rules"] != _RULES or other: raise ValueError(f"was made by other rules {' '.join(other)}")
     index = pd.read_parquet(folder/"index.parquet", columns=["id_str", "stored", "pixels", "reason"])
     shape = (int((index["reason"] == "").sum()), 3, view.size, view.size)
@@ -652,7 +666,7 @@ def _check_cache(cache: PixelCache, source):
     if changed is not None: raise ValueError(f"is older than the picture of {source.ids[changed]!r}")
 
 # %% ../nbs/20_data.ipynb #65ad5055
-_PIXELS = ("size", "crop", "greyscale")  # what of a view decides about pixels: mean and std come after the cache
+_PIXELS = ("size", "crop", "greyscale", "native")  # what of a view decides about pixels: mean and std come after the cache
 
 def _read_cache(source, view, folder: Path, say: bool) -> PixelCache | None:   # None: there is none that can be used
     "The cache in `folder`, if it is whole and shows the pictures of `source`; `say`: warn where it is not"
@@ -679,7 +693,7 @@ def load_pixels(
 ) -> PixelCache:
     "Decode every picture once; with a `cache_dir` the next call only maps the file"
     if cache_dir is None: return _in_memory(source, view, threads, progress)
-    pixels = _hash_rows([_RULES, *(getattr(view, name) for name in _PIXELS), source.fingerprint()])
+    pixels = _hash_rows([_RULES, *(v for name, v in view.to_dict().items() if name in _PIXELS), source.fingerprint()])
     folder = Path(cache_dir)/f"pixels-{pixels[:16]}"
     if (cache := _read_cache(source, view, folder, say=False)) is not None: return cache  # it may be read-only
     need = 3 * view.size**2 * (1 if _is_stream(source) else len(source))

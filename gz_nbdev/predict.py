@@ -29,7 +29,7 @@ from .store import Store, features_array, features_column
 from .data import PixelCache, View, iter_batches
 from .losses import to_concentrations
 from .metrics import _check_concentrations, _check_votes, _spread, _sums, mixture_nll
-from .models import Weights, load_weights
+from .models import Weights, keep_freed_memory, load_weights
 
 # %% ../nbs/50_predict.ipynb #e3eccaf1
 def _halley(
@@ -285,6 +285,7 @@ def over_galaxies(
 ) -> Store:                  # finished: written + quarantined = input
     "Run `compute` over every picture into a `Store`, from where it was left; rows with NaN are quarantined"
     failures, waiting = [], []
+    keep_freed_memory()
     with Store(out, dict(meta, view=view.to_dict())) as store:
         bar = _progress(source, store) if progress else None
         began, done = time.perf_counter(), 0

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from .schema import PALETTE, InputError, near_names
 from .store import Store, atomic_write, features_array, features_column, keep_note, recall, sha256_file
 from .data import PixelCache, View, iter_batches
-from .models import Weights, create_encoder, is_weights, load_weights
+from .models import Weights, create_encoder, is_weights, keep_freed_memory, load_weights
 from .predict import _progress
 
 # %% ../nbs/55_represent.ipynb #5de09567
@@ -306,6 +306,7 @@ def _workers(device: torch.device):
     threads = torch.get_num_threads()
     count = min(threads, 8) if device.type == "cpu" else 1
     if device.type == "cpu": torch.set_num_threads(threads // count)
+    keep_freed_memory()
     try: yield count
     finally: torch.set_num_threads(threads)
 

@@ -584,7 +584,7 @@ def _train_lists(vectors: np.ndarray, seed: int):   # a faiss index
     import faiss
     n, d = vectors.shape
     lists = 2 ** max(int(np.log2(2 * np.sqrt(n))), 0)
-    index = faiss.index_factory(d, f"PCA{_LISTED},IVF{lists},SQfp16" if n > d > _LISTED else f"IVF{lists},SQfp16")
+    index = faiss.index_factory(d, f"PCA{_LISTED},IVF{lists},SQ8" if n > d > _LISTED else f"IVF{lists},SQ8")
     centres = faiss.extract_index_ivf(index).cp
     centres.niter, centres.seed, centres.min_points_per_centroid, centres.max_points_per_centroid = 10, seed, 1, 64
     index.train(_take(vectors, np.sort(np.random.default_rng(seed).permutation(n)[:max(64 * lists, 4096)])))

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastcore.basics import patch
+from fastcore.basics import chunked, patch
 from fastcore.xdg import xdg_cache_home
 
 from . import __version__
@@ -494,7 +494,8 @@ def read_features(
 # %% ../nbs/10_store.ipynb #e409f5ca
 def _keys(ids) -> np.ndarray:
     "A number for each id"
-    return pd.util.hash_array(np.asarray(ids, dtype=object), categorize=False)
+    parts = [pd.util.hash_array(np.array(part, dtype=object), categorize=False) for part in chunked(ids, 10_000)]
+    return np.concatenate([np.zeros(0, np.uint64), *parts])
 
 @patch
 def _known_keys(self: Store) -> np.ndarray:   # sorted uint64

@@ -55,7 +55,7 @@ from .schema import InputError, Schema
 from .store import atomic_write, keep_note, recall, sha256_file
 from .data import Augment, GalaxyDL, PixelCache, View, galaxy_dls, load_pixels
 from .losses import DirichletMultinomialLoss, expected_fractions, question_membership, to_concentrations
-from .models import GalaxyModel, Weights, create_encoder, is_weights, load_weights, save_weights
+from .models import GalaxyModel, Weights, create_encoder, is_weights, keep_freed_memory, load_weights, save_weights
 
 # %% ../nbs/40_train.ipynb #cfb290d1
 class FractionError:
@@ -805,6 +805,7 @@ def _train(learn: Learner, epochs, lr, seed, log: EpochLog, cbs, progressive=Non
     decay = getattr(learn, "recipe", {}).get("layer_decay")
     rates = layer_rates(lr, len(learn.splitter(learn.model)), decay) if decay else lr
     set_seed(seed)
+    keep_freed_memory()
     _seldom_bar(learn)
     learn._do_fit = epochs_left
     try:

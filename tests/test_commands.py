@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from gz_nbdev.catalog import read_catalog
-from gz_nbdev.cli import gz_finetune, gz_predict, gz_represent, gz_search, gz_train
+from gz_nbdev.cli import gz_anomaly, gz_finetune, gz_predict, gz_represent, gz_search, gz_train
 from gz_nbdev.data import ArrayImages, write_hub_folder
 from gz_nbdev.finetune import load_finder
 from gz_nbdev.models import load_weights
@@ -373,3 +373,50 @@ def test_votes_numbers_and_a_tuned_network(survey, vectors, marks, tmp_path, cap
     gz_finetune(out=str(tmp_path / "tuned"), **common, labels=str(marks), label="flat", tune=True, epochs=3, top=5)
     finder, weights = load_finder(tmp_path / "tuned" / "finder"), load_weights(tmp_path / "tuned" / "weights")
     assert finder.encoder["weights"] == weights.hash and weights.view == load_weights("gz-sim-small").view
+
+
+@pytest.fixture(scope="module")
+def gan(survey, tmp_path_factory):
+    "A tiny GAN of the hundred galaxies"
+    out = tmp_path_factory.mktemp("gan")
+    gz_anomaly("train", out=str(out), catalog=str(survey / "catalog.csv"), size=32, width=.125, iterations=2)
+    return out
+
+
+def test_a_gan_is_trained_and_scores_a_survey(gan, survey, tmp_path, capsys):
+    assert {"weights", "history.csv", "samples.jpg"} <= {p.name for p in gan.iterdir()}
+    asked = dict(weights=str(gan / "weights"), catalog=str(survey / "catalog.csv"), out=str(tmp_path / "out"), form="csv")
+    gz_anomaly("score", **asked)
+    said = capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out" / "scores.csv", dtype=dict(id_str=str))
+    assert "100 written + 0 quarantined = 100 galaxies" in said and table.id_str[0] in said
+    assert table.feature_z.is_monotonic_decreasing and set(table.id_str) == set(read_catalog(survey / "catalog.csv").id_str)
+    published = pd.read_csv(tmp_path / "out" / "published" / "anomaly_scores.csv", dtype=dict(filename=str))
+    assert len(published) == 100 == len(np.load(tmp_path / "out" / "published" / "latents.npy"))
+    assert (tmp_path / "out" / "strangest.jpg").stat().st_size > 5000
+    before = (tmp_path / "out" / "store" / "manifest.jsonl").read_bytes()
+    gz_anomaly("score", **asked)   # again: nothing is scored anew
+    assert (tmp_path / "out" / "store" / "manifest.jsonl").read_bytes() == before
+
+
+def test_representations_are_scored_without_pictures(survey, tmp_path):
+    gz_represent(out=str(tmp_path / "vectors"), catalog=str(survey / "catalog.csv"), turns=1)
+    gz_anomaly("score", table=str(tmp_path / "vectors"), out=str(tmp_path / "out"))
+    table = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    assert len(table) == 100 and table.anomaly_score.is_monotonic_decreasing
+    assert not (tmp_path / "out" / "strangest.jpg").exists()
+
+
+def test_anomalies_that_cannot_be_had(gan, survey, tmp_path, capsys):
+    def says(task, **kwargs): return fails(capsys, gz_anomaly, task=task, **{"out": str(tmp_path / "out"), **kwargs})
+    catalog = str(survey / "catalog.csv")
+    assert "did you mean 'score'" in says("scor", catalog=catalog)
+    assert "--catalog" in says("score") and "--catalog" in says("train")
+    assert "did you mean 'gz-sim-gan'" in says("score", catalog=catalog, weights="gz-sim-gann")
+    assert "an encoder, not a GAN" in says("score", catalog=catalog, weights="gz-sim-small")
+    assert "multiple of 16" in says("train", catalog=catalog, size=50)
+    assert "between 0 and 1" in says("score", catalog=catalog, weights=str(gan / "weights"), feature_weight=2)
+    (tmp_path / "empty").mkdir()
+    assert "no picture under" in says("score", catalog=str(tmp_path / "empty"))
+    assert "no column file_loc" not in says("score", catalog=changed(survey, tmp_path, file_loc=None))
+    assert "holds another training" in fails(capsys, gz_anomaly, task="train", out=str(gan), catalog=catalog, size=48, width=.125)

@@ -1,0 +1,100 @@
+"""Galaxies a second scored by the GAN, beside the published loop: one picture at a time, its arrays stacked anew for each
+
+    python tests/bench/bench_anomaly.py                     # the published network: 96 px, full width
+    python tests/bench/bench_anomaly.py --size 64 --width .5
+
+Both have the same weights, in torch, and read the same PNG files; arms take turns, medians are printed. Read the ratios.
+"""
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from gz_nbdev.catalog import read_folder
+from gz_nbdev.data import FolderImages, View
+from gz_nbdev.gan import GalaxyGan, gan_scores, load_gan, save_gan, score_pictures
+from gz_nbdev.simulate import draw_galaxies, take_pictures
+from gz_nbdev.store import Store
+
+
+def published(gan, files, size: int):
+    "As compute_anomaly_scores.py goes about it"
+    rows, latents = [], np.empty((0, gan.latent), np.float32)
+    for counter, file in enumerate(files):
+        picture = np.asarray(Image.open(file).convert("RGB"), np.float32) / 255
+        h, w, _ = picture.shape
+        if h < size or w < size:
+            lack = [max(size - side, 0) for side in (h, w)]
+            picture = np.pad(picture, [*((n // 2, n - n // 2) for n in lack), (0, 0)])
+        h, w, _ = picture.shape
+        top, left = (h - size) // 2, (w - size) // 2
+        x = torch.from_numpy(picture[top:top + size, left:left + size].transpose(2, 0, 1)[None].copy())
+        with torch.no_grad():
+            z = gan.encoder(x)
+            drawn = gan.generator(z)
+            image = ((x - drawn)**2).sum().item()
+            feature = ((gan.critic.features(x) - gan.critic.features(drawn))**2).sum().item()
+        latents = np.vstack([latents, z.numpy()])
+        rows.append([counter, file.name, .8 * image + .2 * feature, image, feature])
+    return pd.DataFrame(rows, columns=["counter", "filename", "anomaly_score", "image_score", "feature_score"]), latents
+
+
+def seconds(function) -> tuple:
+    "Of one call, and what it gave"
+    start = time.perf_counter()
+    out = function()
+    return time.perf_counter() - start, out
+
+
+def main():
+    "Print a line for each arm, and the ratios"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--width", type=float, default=1.)
+    parser.add_argument("--rows", type=int, default=1024, help="pictures; the published loop sees a quarter of them")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=64)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "pictures"
+        root.mkdir()
+        pictures = take_pictures(draw_galaxies(256, seed=1), args.size)
+        for i in range(args.rows):
+            Image.fromarray(pictures[i % 256].permute(1, 2, 0).numpy()).save(root / f"{i:06d}.png", compress_level=1)
+        torch.manual_seed(0)
+        weights = load_gan(save_gan(GalaxyGan(args.size, args.width), Path(name) / "gan", View(args.size)))
+        source, view, took = FolderImages(read_folder(root), root), View(args.size, native=True), {}
+        files = sorted(root.iterdir())
+        few = files[:args.rows // 4]
+        pixels = pictures.float() / 255
+        for i in range(args.repeats + 1):
+            for half in (False, True):
+                out = Path(name) / f"out{i}{half}"
+                arm = "gz_nbdev, " + ("bfloat16" if half else "float32")
+                spent, _ = seconds(lambda: score_pictures(weights, source, out, half=half, batch_size=args.batch, view=view,
+                                                              device="cpu", progress=False))
+                took.setdefault(arm, []).append(spent / args.rows)
+                spent, _ = seconds(lambda: [gan_scores(weights.model, part, half=half) for part in pixels.split(args.batch)])
+                took.setdefault(f"networks alone, {'bfloat16' if half else 'float32'}", []).append(spent / len(pixels))
+            spent, loop = seconds(lambda: published(weights.model, few, args.size))
+            took.setdefault("published loop", []).append(spent / len(few))
+        base = statistics.median(took["published loop"][1:])
+        print(f"{args.size} px, width {args.width:g}, {args.rows} pictures, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        for arm, times in took.items():
+            once = statistics.median(times[1:])
+            print(f"  {arm:26s} {1 / once:8.1f} galaxies/s = {base / once:6.2f} of the published loop")
+        table, low = (Store(Path(name) / f"out0{half}").read(["id_str", "image_score", "feature_score"]).set_index("id_str")
+                      for half in (False, True))
+        theirs = loop[0].set_index(loop[0].filename.str.removesuffix(".png"))
+        worst = max(abs(table.loc[theirs.index, c] / theirs[c] - 1).max() for c in ("image_score", "feature_score"))
+        ranks = min(table[c].corr(low[c], method="spearman") for c in ("image_score", "feature_score"))
+        print(f"  largest relative difference of a score to the loop's {worst:.1e}; rank correlation of bfloat16 with float32 {ranks:.5f}")
+
+
+if __name__ == "__main__": main()
