@@ -32,7 +32,6 @@ from fastai.learner import AvgMetric
 from fastai.torch_core import default_device, set_seed
 from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
-from IPython.display import display
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
@@ -203,6 +202,7 @@ class SampleGrid(Callback):
         figure = image_grid(drawn_galaxies(gan, z), ncols=8, side=.9)
         figure.savefig(self.file, dpi=80, facecolor="black")
         if not self.show: return
+        from IPython.display import display
         if self.handle is None: self.handle = display(figure, display_id=True)
         else: self.handle.update(figure)
 
@@ -511,12 +511,11 @@ def gan_table(
     return table.sort_values("feature_mean", ascending=False, ignore_index=True)
 
 def robust_z(
-    x,              # (galaxies,)
-) -> np.ndarray:
-    "Deviation from the median, in units of the scaled median absolute deviation; 0 where that is 0"
-    x = np.asarray(x, float)
-    spread = 1.4826 * np.median(np.abs(x - np.median(x)))
-    return (x - np.median(x)) / spread if spread > 0 else np.zeros_like(x)
+    scores,         # a Series, or a DataFrame with a column a score
+):                  # the same form; 0 where more than half of the galaxies are alike
+    "Deviation from the median in units of the scaled median absolute deviation"
+    away = scores - scores.median()
+    return (away / (1.4826 * away.abs().median())).replace([np.inf, -np.inf], 0).fillna(0)
 
 def publish_scores(
     store,               # from `score_pictures`, or its folder

@@ -161,7 +161,10 @@ def test_table_ranks_by_the_features_and_names_flat_pictures(trained, tmp_path):
     assert table.feature_mean.is_monotonic_decreasing and table.percentile[0] == 100
     middle = table.feature_mean.median()
     assert table.feature_z[0] == pytest.approx((table.feature_mean[0] - middle) / (1.4826 * (table.feature_mean - middle).abs().median()))
-    np.testing.assert_array_equal(g.robust_z(np.ones(5)), 0)
+    assert (g.robust_z(pd.Series(np.ones(5))) == 0).all() and (g.robust_z(pd.Series([1., 1, 1, 5])) == 0).all()
+    two = pd.DataFrame(dict(a=[0., 1, 2, 3, 4], b=1.))
+    np.testing.assert_allclose(g.robust_z(two).a, (two.a - 2) / 1.4826)
+    assert (g.robust_z(two).b == 0).all()
 
 
 def test_a_folder_of_stamps_is_taken_as_it_is(trained, tmp_path):
