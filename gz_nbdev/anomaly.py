@@ -6,9 +6,9 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/anomaly.html.md"""
 
 # %% auto #0
 __all__ = ['SCORERS', 'FORMAT', 'STRATEGIES', 'Scorer', 'ForestScorer', 'NeighbourScorer', 'MahalanobisScorer', 'OutlierScorer',
-           'ResidualScorer', 'load_scorer', 'robust_z', 'score_anomalies', 'anomaly_report', 'artefact_finder',
-           'why_odd', 'Strategy', 'ProcessStrategy', 'AstronomalyStrategy', 'ClassifierStrategy', 'RandomChoice',
-           'ActiveSearch', 'simulated_person', 'simulate_search']
+           'ResidualScorer', 'load_scorer', 'score_anomalies', 'anomaly_report', 'artefact_finder', 'why_odd',
+           'Strategy', 'ProcessStrategy', 'AstronomalyStrategy', 'ClassifierStrategy', 'RandomChoice', 'ActiveSearch',
+           'simulated_person', 'simulate_search']
 
 # %% ../nbs/75_anomaly.ipynb #0337cf95
 import hashlib
@@ -47,6 +47,7 @@ from .metrics import bootstrap, rank_weighted_score, ranking_metrics
 from .models import Weights, load_weights
 from .represent import represent
 from .finetune import FewLabelClassifier, checked_features, encoder_of, fit_class
+from .gan import robust_z
 
 # %% ../nbs/75_anomaly.ipynb #645f0805
 class Scorer:
@@ -170,13 +171,6 @@ def load_scorer(
     return scorer
 
 # %% ../nbs/75_anomaly.ipynb #09508a9b
-def robust_z(
-    scores: pd.DataFrame,  # a column a score
-) -> pd.DataFrame:         # the same columns; 0 where all galaxies are alike
-    "Deviation from the median in units of the scaled median absolute deviation"
-    spread = 1.4826 * (scores - scores.median()).abs().median()
-    return ((scores - scores.median()) / spread.replace(0, np.nan)).fillna(0)
-
 def _beside(others: pd.DataFrame, ids, rows: int, names) -> pd.DataFrame:
     "Scores computed elsewhere, in the order of the galaxies"
     if "id_str" in others:
