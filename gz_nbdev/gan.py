@@ -388,7 +388,8 @@ def load_gan(
 ) -> GanWeights:
     "Read the weights of a GAN, checking every file; raises `InputError` saying which file is wrong and how"
     name = str(folder)
-    folder = Path(gz_nbdev.__file__).parent / "weights" / name if name in shipped_gans() else Path(name)
+    shipped = Path(gz_nbdev.__file__).parent / "weights" / name
+    folder = shipped if (shipped / "gz.json").is_file() else Path(name)
     if not (folder / "gz.json").is_file():
         raise InputError(f"{name} is no folder of weights with a gz.json; of those that come with the package: {near_names(name, shipped_gans())}")
     info = _checked_info(folder)
