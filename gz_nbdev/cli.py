@@ -974,7 +974,7 @@ def gz_anomaly(
         view = View(size, crop, native=native)
         trained = train_gan(open_galaxies(catalog, root, split), out, view, width, iterations=iterations, seed=seed, device=device)
         return print(_of_gan(trained, Path(out)))
-    galaxies, source = _catalog_of(catalog, root, split) if catalog else (None, None)
+    source = _catalog_of(catalog, root, split)[1] if catalog else None
     if table: found, meta = _strange_vectors(table, seed)
     else:
         _asked_for(catalog)

@@ -7,9 +7,9 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/consensus.html.md"""
 # %% auto #0
 __all__ = ['TAG_FAMILIES', 'BetaBinomial', 'fit_beta_binomial', 'simulate_project', 'read_consensus', 'shrink', 'plot_votes',
            'effective_votes', 'read_tags', 'read_comments', 'normal_tag', 'group_tags', 'tagged_subjects',
-           'auc_interval', 'tag_interest', 'plot_tags', 'talk_activity', 'read_scores', 'weighted_score', 'join_scores',
-           'plot_scores', 'score_interest', 'plot_ranking', 'weight_curve', 'percentile_sets', 'read_latents',
-           'pca_map', 'umap_map', 'plot_map']
+           'auc_interval', 'tag_interest', 'plot_tags', 'talk_activity', 'read_scores', 'join_scores', 'plot_scores',
+           'score_interest', 'plot_ranking', 'weight_curve', 'percentile_sets', 'read_latents', 'pca_map', 'umap_map',
+           'plot_map']
 
 # %% ../nbs/80_consensus.ipynb #a42d1f71
 import json
@@ -30,6 +30,7 @@ from .schema import PALETTE, InputError, near_names
 from .catalog import _count, _shown, match_ids, read_table
 from .metrics import bootstrap, rank_weighted_score, ranking_metrics
 from .represent import _umap
+from .gan import weighted_score
 
 # %% ../nbs/80_consensus.ipynb #919afcae
 @dataclass(frozen=True)
@@ -628,19 +629,6 @@ def _number(column: pd.Series, name: str) -> pd.Series:
         value = str(column.iloc[wrong.argmax()])
         raise InputError(f"Column {name!r}: {value!r} in row {wrong.argmax()} is no finite number")
     return numbers.astype(float)
-
-# %% ../nbs/80_consensus.ipynb #9c4a36cd
-def weighted_score(
-    image,                # (subjects,) residual of the pixels
-    feature,              # (subjects,) residual of the features
-    weight: float = .2,   # of the features, 0 to 1
-) -> np.ndarray:          # (subjects,)
-    "The two residuals as one score; nothing is normalised, so the weight depends on their units"
-    if not 0 <= weight <= 1: raise InputError(f"weight={weight}: the share of the feature score is between 0 and 1")
-    image, feature = np.asarray(image, float), np.asarray(feature, float)
-    if image.shape != feature.shape:
-        raise InputError(f"{len(image)} image scores for {len(feature)} feature scores: one of each is needed")
-    return (1 - weight) * image + weight * feature
 
 # %% ../nbs/80_consensus.ipynb #2ff3f48e
 def join_scores(

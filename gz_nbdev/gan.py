@@ -8,7 +8,7 @@ Docs: https://gz-nbdev.github.io/gz_nbdev/gan.html.md"""
 __all__ = ['MODES', 'Generator', 'Trunk', 'GalaxyGan', 'Adversary', 'critic_distance', 'critic_loss', 'GeneratorTurn',
            'SampleGrid', 'drawn_galaxies', 'Inverter', 'image_residual', 'feature_residual', 'inverter_loss',
            'GanWeights', 'shipped_gans', 'save_gan', 'load_gan', 'train_gan', 'gan_scores', 'score_pictures',
-           'gan_table', 'robust_z', 'publish_scores', 'normal_galaxies']
+           'weighted_score', 'robust_z', 'gan_table', 'publish_scores', 'normal_galaxies']
 
 # %% ../nbs/70_gan.ipynb #2255ca0d
 import copy
@@ -392,8 +392,7 @@ def load_gan(
     folder = shipped if (shipped / "gz.json").is_file() else Path(name)
     if not (folder / "gz.json").is_file():
         raise InputError(f"{name} is no folder of weights with a gz.json; of those that come with the package: {near_names(name, shipped_gans())}")
-    info = _checked_info(folder)
-    if info.get("kind") != "gan": raise InputError(f"{name} holds an encoder, not a GAN: `load_weights` reads it")
+    info = _checked_info(folder, "gan")
     gan = GalaxyGan(info["size"], info["width"], info["latent"]).eval().requires_grad_(False)
     load_state(gan, folder / "gan.safetensors")
     return GanWeights(gan, View.from_dict(info["view"]), info)
@@ -496,20 +495,17 @@ def score_pictures(
     return over_galaxies(source, view, compute, out, meta, batch_size, progress=progress)
 
 # %% ../nbs/70_gan.ipynb #a8574c76
-def gan_table(
-    store,               # from `score_pictures`, or its folder
-    weight: float = .2,  # of the feature score in the published anomaly score, 0 to 1
-) -> pd.DataFrame:       # the scores, anomaly_score, feature_z and image_z (robust), percentile: stranger is higher
-    "The scores of a survey as one table, the strangest first"
+def weighted_score(
+    image,                # (subjects,) residual of the pixels
+    feature,              # (subjects,) residual of the features
+    weight: float = .2,   # of the features, 0 to 1
+) -> np.ndarray:          # (subjects,)
+    "The two residuals as one score; nothing is normalised, so the weight depends on their units"
     if not 0 <= weight <= 1: raise InputError(f"weight={weight}: the share of the feature score is between 0 and 1")
-    store = store if isinstance(store, Store) else Store(store)
-    table = store.read([c for c in store.header["columns"] if c != "features"])
-    flat = table.id_str[table.variance == 0]
-    if len(flat): warn(f"{len(flat):,} pictures are of one shade throughout ({', '.join(flat[:3])}): their scores mean nothing", stacklevel=2)
-    table["anomaly_score"] = (1 - weight) * table.image_score + weight * table.feature_score
-    for name in ("feature", "image"): table[f"{name}_z"] = robust_z(table[f"{name}_mean"])
-    table["percentile"] = 100 * table.feature_mean.rank(pct=True)
-    return table.sort_values("feature_mean", ascending=False, ignore_index=True)
+    image, feature = np.asarray(image, float), np.asarray(feature, float)
+    if image.shape != feature.shape:
+        raise InputError(f"{len(image)} image scores for {len(feature)} feature scores: one of each is needed")
+    return (1 - weight) * image + weight * feature
 
 def robust_z(
     scores,         # a Series, or a DataFrame with a column a score
@@ -517,6 +513,21 @@ def robust_z(
     "Deviation from the median in units of the scaled median absolute deviation"
     away = scores - scores.median()
     return (away / (1.4826 * away.abs().median())).replace([np.inf, -np.inf], 0).fillna(0)
+
+# %% ../nbs/70_gan.ipynb #7197326e
+def gan_table(
+    store,               # from `score_pictures`, or its folder
+    weight: float = .2,  # of the feature score in the published anomaly score, 0 to 1
+) -> pd.DataFrame:       # the scores, anomaly_score, feature_z and image_z (robust), percentile: stranger is higher
+    "The scores of a survey as one table, the strangest first"
+    store = store if isinstance(store, Store) else Store(store)
+    table = store.read([c for c in store.header["columns"] if c != "features"])
+    flat = table.id_str[table.variance == 0]
+    if len(flat): warn(f"{len(flat):,} pictures are of one shade throughout ({', '.join(flat[:3])}): their scores mean nothing", stacklevel=2)
+    table["anomaly_score"] = weighted_score(table.image_score, table.feature_score, weight)
+    for name in ("feature", "image"): table[f"{name}_z"] = robust_z(table[f"{name}_mean"])
+    table["percentile"] = 100 * table.feature_mean.rank(pct=True)
+    return table.sort_values("feature_mean", ascending=False, ignore_index=True)
 
 def publish_scores(
     store,               # from `score_pictures`, or its folder
@@ -526,8 +537,9 @@ def publish_scores(
     "Scores and codes in the form that Weird & Wonderful published: the same order of galaxies in both"
     store, folder = store if isinstance(store, Store) else Store(store), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    ids, codes = store.read_features()
-    table = gan_table(store, weight).set_index("id_str").loc[ids].reset_index(names="filename")
+    codes, table = store.read_features()[1], store.read(["id_str", "image_score", "feature_score"])
+    table = table.rename(columns=dict(id_str="filename"))
+    table["anomaly_score"] = weighted_score(table.image_score, table.feature_score, weight)
     np.save(buffer := BytesIO(), codes.astype(np.float32))
     atomic_write(folder / "latents.npy", buffer.getvalue())
     columns = ["filename", "anomaly_score", "image_score", "feature_score"]

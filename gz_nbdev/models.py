@@ -188,7 +188,9 @@ def save_weights(
     return folder
 
 # %% ../nbs/35_models.ipynb #fd9febb2
-def _checked_info(folder):
+_KINDS = {"encoder": ("an encoder", "load_weights"), "gan": ("a GAN", "load_gan")}   # in words, and what reads it
+
+def _checked_info(folder, kind="encoder"):
     "gz.json of a weights folder whose files are all there and unchanged"
     _refuse_pickle(folder)
     if not (folder / "gz.json").is_file():
@@ -199,6 +201,9 @@ def _checked_info(folder):
     if info.get("format", FORMAT) != FORMAT:
         raise InputError(f"{folder} has format {info['format']}, and gz_nbdev {gz_nbdev.__version__} reads format {FORMAT}: "
                          "they come from a later version, so upgrade gz_nbdev")
+    holds = info.get("kind", "encoder")
+    if holds != kind and holds in _KINDS:
+        raise InputError(f"{folder} holds {_KINDS[holds][0]}, not {_KINDS[kind][0]}: `{_KINDS[holds][1]}` reads it")
     for name, expected in info["sha256"].items():
         if not (folder / name).is_file(): raise InputError(f"{folder} lacks {name}: copy the whole folder again")
         if sha256_file(folder / name) != expected:

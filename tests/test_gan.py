@@ -12,6 +12,7 @@ from gz_nbdev import gan as g
 from gz_nbdev.catalog import read_folder
 from gz_nbdev.consensus import read_latents, read_scores
 from gz_nbdev.data import ArrayImages, FolderImages, View, load_pixels
+from gz_nbdev.models import load_weights
 from gz_nbdev.schema import InputError
 from gz_nbdev.store import sha256_file
 
@@ -214,6 +215,7 @@ def test_weights_of_another_kind_or_damaged(trained, tmp_path):
     with pytest.raises(InputError, match="no folder of weights"): g.load_gan("gz-sim-gann")
     with pytest.raises(InputError, match="an encoder, not a GAN"): g.load_gan(g.Path(g.gz_nbdev.__file__).parent / "weights" / "gz-sim-small")
     folder = g.save_gan(trained.model, tmp_path / "gan", trained.view)
+    with pytest.raises(InputError, match="a GAN, not an encoder: `load_gan`"): load_weights(folder)
     (folder / "gan.safetensors").write_bytes((folder / "gan.safetensors").read_bytes()[:-1])
     with pytest.raises(InputError, match="checksum differs"): g.load_gan(folder)
 
