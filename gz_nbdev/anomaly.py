@@ -25,7 +25,7 @@ import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
-from scipy.stats import norm
+from scipy.stats import norm, rankdata
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest, RandomForestRegressor
@@ -331,17 +331,19 @@ class Strategy:
     def ready(self, labels): return len(labels) >= 10 and labels.min() < .5 <= labels.max()
     def start(self, rng): return rng.permutation(len(self.x))   # rows, while there is nothing to learn from
 
+def _process(x, labels):
+    "A Gaussian process fitted to labels"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return GaussianProcessRegressor(RationalQuadratic() + WhiteKernel(), random_state=0).fit(x, labels)
+
 class ProcessStrategy(Strategy):
     "Gaussian process and expected improvement (Walmsley et al. 2022)"
     def __init__(self, features, seed=0):
         super().__init__(features, seed)
         self.x = StandardScaler().fit_transform(self.x)
     def learn(self, rows, labels, rng):   # score, how much each should be looked at
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            process = GaussianProcessRegressor(RationalQuadratic() + WhiteKernel(), random_state=0)
-            process.fit(self.x[rows], labels)
-        mean, spread = process.predict(self.x, return_std=True)
+        mean, spread = _process(self.x[rows], labels).predict(self.x, return_std=True)
         better = (mean - labels.max()) / np.maximum(spread, 1e-9)
         return mean, spread * (better * norm.cdf(better) + norm.pdf(better))
 
@@ -362,23 +364,29 @@ class AstronomalyStrategy(Strategy):
         return score, score
 
 class ClassifierStrategy(Strategy):
-    "The likeliest, by a logistic regression against the unlabelled; before that the strange and the random in turn"
+    "The likeliest, by a line and by nearness to labels; before any is of the kind, of the strangest and of all in turn"
     components = 256
     def __init__(self, features, seed=0):
         super().__init__(features, seed)
+        self.near = StandardScaler().fit_transform(self.x[:, :40])
         sample = np.random.default_rng(seed).permutation(len(features))[:5000]
         scores = [made(seed=seed).fit(features[sample]).score(features) for made in (ForestScorer, OutlierScorer)]
-        self.strange = [np.argsort(-score, kind="stable") for score in scores]
+        self.strange = [np.argsort(-score, kind="stable")[:max(20, len(score) // 20)] for score in scores]
     def ready(self, labels): return len(labels) > 0 and labels.min() < .5 <= labels.max()
     def start(self, rng):
-        in_turn = np.stack([*self.strange, rng.permutation(len(self.x))], 1).ravel()
-        return pd.unique(in_turn)
+        drawn = [rng.permutation(rows) for rows in (*self.strange, len(self.x))]
+        turn = np.argsort(np.concatenate([np.arange(len(rows)) for rows in drawn]), kind="stable")
+        return pd.unique(np.concatenate(drawn)[turn])
     def learn(self, rows, labels, rng):
         others = np.setdiff1d(rng.permutation(len(self.x))[:2000], rows)
         x, none = self.x[np.r_[rows, rows, others]], np.zeros(len(others))
         weight = np.r_[labels, 1 - labels, none + .1]   # a label of .7 is seven parts yes, three parts no
         yes = np.r_[np.ones(len(rows)), np.zeros(len(rows)), none]
-        score = LogisticRegression(C=.03, max_iter=200).fit(x, yes, weight).decision_function(self.x)
+        line = LogisticRegression(C=.03, max_iter=200).fit(x, yes, weight).decision_function(self.x)
+        some = rng.permutation(len(rows))[:500]   # a process of more takes long
+        process = _process(self.near[rows[some]], labels[some])
+        near = np.concatenate([process.predict(part) for part in np.array_split(self.near, -(-len(self.x) // 50_000))])
+        score = (rankdata(line) + rankdata(near)) / (2 * len(self.x))
         return score, score
 
 class RandomChoice(ClassifierStrategy):

@@ -29,7 +29,7 @@ from sklearn.decomposition import PCA
 from .schema import PALETTE, InputError, near_names
 from .catalog import _count, _shown, match_ids, read_table
 from .metrics import bootstrap, rank_weighted_score, ranking_metrics
-from .represent import _umap
+from .represent import _same_threads, _umap
 from .gan import weighted_score
 
 # %% ../nbs/80_consensus.ipynb #919afcae
@@ -821,7 +821,7 @@ def umap_map(
 ) -> np.ndarray:           # (subjects, 2)
     "A map that keeps neighbours together: UMAP (McInnes et al. 2018)"
     latents = _check_latents(latents)
-    return _umap(len(latents), neighbours, seed).fit_transform(latents)
+    with _same_threads(): return _umap(len(latents), neighbours, seed).fit_transform(latents)
 
 def plot_map(
     places,               # (subjects, 2)

@@ -223,6 +223,7 @@ def _stamp(
     top, left = max(h - size, 0) // 2, max(w - size, 0) // 2
     pixels = pixels[top:top + size, left:left + size]
     lack = [size - side for side in pixels.shape[:2]]
+    if not any(lack): return pixels
     return np.pad(pixels, [*((n // 2, n - n // 2) for n in lack), (0, 0)])
 
 def _averaged(
@@ -230,6 +231,7 @@ def _averaged(
     size: int,
 ) -> Tensor:             # (3, size, size), uint8
     "A picture with so many pixels, each the mean of those it stands for"
+    if len(pixels) == size: return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     square = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     square = F.interpolate(square, (size, size), mode="bilinear", antialias=True)
     return square[0].contiguous()

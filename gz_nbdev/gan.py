@@ -65,7 +65,7 @@ class Generator(nn.Module):
         def up(i, o): return nn.ConvTranspose2d(i, o, 5, 2, 2, output_padding=1)
         self.first = nn.Linear(latent, d * (size // 16)**2)
         self.shape = (d, size // 16, size // 16)
-        self.rest = nn.Sequential(up(d, c), nn.ReLU(), up(c, b), _Noise(), nn.ReLU(), up(b, a), nn.ReLU(), up(a, 3))
+        self.rest = nn.Sequential(up(d, c), nn.ReLU(True), up(c, b), _Noise(), nn.ReLU(True), up(b, a), nn.ReLU(True), up(a, 3))
     def forward(self, z):
         x = F.relu(self.first(z)).unflatten(1, self.shape)
         return self.rest(x.contiguous(memory_format=torch.channels_last)).sigmoid()
@@ -75,7 +75,7 @@ class Trunk(nn.Module):
     def __init__(self, size: int, width: float, outputs: int):
         super().__init__()
         steps = zip([3, *_channels(width)], _channels(width))
-        self.convs = nn.Sequential(*(m for i, o in steps for m in (nn.Conv2d(i, o, 5, 2, 2), nn.LeakyReLU(.2))))
+        self.convs = nn.Sequential(*(m for i, o in steps for m in (nn.Conv2d(i, o, 5, 2, 2), nn.LeakyReLU(.2, True))))
         self.last = nn.Linear(_channels(width)[-1] * (size // 16)**2, outputs)
     def features(self, x): return self.convs(x.contiguous(memory_format=torch.channels_last)).flatten(1)
     def forward(self, x): return self.last(self.features(x))
@@ -442,22 +442,24 @@ def train_gan(
 
 # %% ../nbs/70_gan.ipynb #352d85e1
 def gan_scores(
-    gan: GalaxyGan,
+    gan: GalaxyGan,     # in float32, or in bfloat16
     pictures: Tensor,   # (B, 3, size, size) in [0, 1], where the network is
     refine: int = 0,    # steps by which each code is improved after the encoder's guess
-    half: bool = False, # run the networks in bfloat16
 ) -> tuple:             # DataFrame of image_score, feature_score, their means, flux and variance; (B, latent) codes
     "What the generator cannot draw of each galaxy"
-    with torch.autocast(pictures.device.type, torch.bfloat16, enabled=half), torch.no_grad():
-        z = gan.encoder(pictures).float()
-        if refine: z = _refined(gan, pictures, z, refine)
-        drawn = gan.generator(z).float()
-        pairs = dict(image=(pictures, drawn), feature=(gan.critic.features(pictures), gan.critic.features(drawn)))
-        scores = {f"{k}_score": (a - b).double().square().flatten(1).sum(1) for k, (a, b) in pairs.items()}
+    x = pictures.to(next(gan.parameters()).dtype)
+    with torch.no_grad():
+        z = gan.encoder(x)
+        if refine: z = _refined(gan, x, z.float(), refine).to(x)
+        drawn = gan.generator(z)
+        seen, redrawn = gan.critic.features(torch.cat([x, drawn])).float().chunk(2)
+        pairs = dict(image=(pictures, drawn.float()), feature=(seen, redrawn))
+        scores = {f"{k}_score": (a - b).square().flatten(1).sum(1).double() for k, (a, b) in pairs.items()}
         scores |= {f"{k}_mean": scores[f"{k}_score"] / a[0].numel() for k, (a, _) in pairs.items()}
-    light = pictures.double().flatten(1)
-    scores |= dict(flux=light.sum(1), variance=light.var(1))
-    return pd.DataFrame({k: v.cpu().numpy() for k, v in scores.items()}), z.cpu().numpy()
+    light = pictures.flatten(1)
+    spread = (light - light.mean(1, keepdim=True)).square().sum(1) / (light.shape[1] - 1)
+    scores |= dict(flux=light.sum(1).double(), variance=spread.double())
+    return pd.DataFrame({k: v.cpu().numpy() for k, v in scores.items()}), z.float().cpu().numpy()
 
 def _refined(gan, pictures, z, steps: int) -> Tensor:
     "Codes closer to the pictures: Adam on the sum of both mean residuals, each galaxy for itself"
@@ -465,8 +467,9 @@ def _refined(gan, pictures, z, steps: int) -> Tensor:
     adam = torch.optim.Adam([z.requires_grad_()], lr=.05)
     for _ in range(steps):
         with torch.enable_grad():
-            drawn = gan.generator(z)
-            loss = (pictures - drawn).square().flatten(1).mean(1) + (real - gan.critic.features(drawn)).square().mean(1)
+            drawn = gan.generator(z.to(pictures))
+            away = (pictures - drawn).float(), (real - gan.critic.features(drawn)).float()
+            loss = sum(d.square().flatten(1).mean(1) for d in away)
             z.grad, = torch.autograd.grad(loss.sum(), z)
         adam.step()
     return z.detach()
@@ -478,7 +481,7 @@ def score_pictures(
     out,                      # folder of the store
     refine: int = 0,          # steps by which each code is improved
     half: bool = False,       # run the networks in bfloat16: faster where the processor has it, the ranks all but the same
-    batch_size: int = 64,     # galaxies at once
+    batch_size: int | None = None,  # galaxies at once; None = as `over_galaxies` sees fit
     view: View | None = None, # None = that of its training; `View(96, native=True)` takes stamps as they are
     device=None,              # None = fastai's
     progress: bool = True,    # show a bar
@@ -489,10 +492,10 @@ def score_pictures(
     if view.size != weights.model.size:
         raise InputError(f"{weights.info['name']} was trained on {weights.model.size} px, and a view of {view.size} px is asked for: "
                          f"use View({weights.model.size}, ...), or a network trained at that size")
-    gan = copy.deepcopy(weights.model).to(device)
-    def compute(pixels): return gan_scores(gan, pixels.to(device).float() / 255, refine, half)
+    gan = copy.deepcopy(weights.model).to(device, torch.bfloat16 if half else torch.float32)
+    def compute(pixels): return gan_scores(gan, pixels.to(device).float() / 255, refine)
     meta = dict(kind="gan scores", weights=weights.hash, refine=refine, half=half)
-    return over_galaxies(source, view, compute, out, meta, batch_size, progress=progress)
+    return over_galaxies(source, view, compute, out, meta, batch_size, device=device, progress=progress)
 
 # %% ../nbs/70_gan.ipynb #a8574c76
 def weighted_score(

@@ -11,8 +11,10 @@ __all__ = ['mixture_quantile', 'Posterior', 'posterior_table', 'over_galaxies', 
 # %% ../nbs/50_predict.ipynb #1c23ae78
 import hashlib
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -272,6 +274,30 @@ def _write(store, waiting, failures):
         store.write_shard(pd.concat(tables, ignore_index=True), features)
     failures.clear(), waiting.clear()
 
+# %% ../nbs/50_predict.ipynb #2b20254f
+def _side_by_side(function, batches, workers: int):
+    "(ids, function(pixels)) of every batch, in their order; a few are computed ahead"
+    waiting = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for ids, pixels in batches:
+                pixels.ids = ids   # as in the batches that train
+                waiting.append((ids, pool.submit(function, pixels)))
+                while len(waiting) > 2 * workers: yield waiting[0][0], waiting.popleft()[1].result()
+            while waiting: yield waiting[0][0], waiting.popleft()[1].result()
+        finally:
+            for _, future in waiting: future.cancel()
+
+@contextmanager
+def _workers(device: torch.device):
+    "How many networks run side by side, each with its share of torch's threads"
+    threads = torch.get_num_threads()
+    count = min(threads, 8) if device.type == "cpu" else 1
+    if device.type == "cpu": torch.set_num_threads(threads // count)
+    keep_freed_memory()
+    try: yield count
+    finally: torch.set_num_threads(threads)
+
 # %% ../nbs/50_predict.ipynb #5a45d0bd
 def over_galaxies(
     source,                  # where pictures come from, a stream, or a `PixelCache`
@@ -279,19 +305,20 @@ def over_galaxies(
     compute: Callable,       # (B, 3, size, size) uint8 with `.ids` -> (DataFrame, (B, features) array or None)
     out,                     # folder of the store
     meta: dict,              # what the rows depend on, kept with them
-    batch_size: int = 256,   # pictures at once
+    batch_size: int | None = None,   # pictures at once; None = 64 on a processor, 256 elsewhere
     shard_size: int = 8192,  # galaxies a shard: what a stop can cost
+    device=None,             # where `compute` runs, default fastai's; on a processor batches are computed side by side
     progress: bool = True,   # show a bar
 ) -> Store:                  # finished: written + quarantined = input
     "Run `compute` over every picture into a `Store`, from where it was left; rows with NaN are quarantined"
-    failures, waiting = [], []
-    keep_freed_memory()
-    with Store(out, dict(meta, view=view.to_dict())) as store:
+    failures, waiting, device = [], [], torch.device(device or default_device())
+    batch_size = batch_size or (64 if device.type == "cpu" else 256)
+    with Store(out, dict(meta, view=view.to_dict())) as store, _workers(device) as workers:
         bar = _progress(source, store) if progress else None
         began, done = time.perf_counter(), 0
-        for ids, pixels in iter_batches(source, view, batch_size, failures=failures, done=store.contains):
-            pixels.ids = ids   # as in the batches that train
-            waiting.append(_finite_rows(ids, *compute(pixels), failures))
+        batches = iter_batches(source, view, batch_size, failures=failures, done=store.contains)
+        for ids, results in _side_by_side(compute, batches, workers):
+            waiting.append(_finite_rows(ids, *results, failures))
             done += len(ids)
             if bar is not None:
                 bar.comment = f"{done / (time.perf_counter() - began):.0f} galaxies/s"
@@ -365,7 +392,7 @@ def predict(
     out,                          # folder of the store of predictions
     turns: int = 4,               # 4: mix the four quarter turns; 1: as it is
     passes: int = 1,              # 1: dropout off; more: so many passes with dropout on, mixed
-    batch_size: int = 256,
+    batch_size: int | None = None, # pictures at once; None = as `over_galaxies` sees fit
     seed: int = 0,                # of the dropout
     concentrations: bool = False, # keep them too, for `Posterior`: networks x turns x passes x answers a galaxy
     device=None,                  # default fastai's
@@ -388,7 +415,7 @@ def predict(
     meta = dict(kind="predictions", schema=schema.to_dict(), turns=turns, passes=passes, concentrations=concentrations,
                 weights=[name(w) for w in networks],   # encoder and head: networks may share an encoder
                 temperature=[w.temperature for w in networks], seed=seed if passes > 1 else None)
-    return over_galaxies(source, networks[0].view, compute, out, meta, batch_size, progress=progress)
+    return over_galaxies(source, networks[0].view, compute, out, meta, batch_size, device=device, progress=progress)
 
 def _check_passes(networks, turns, passes):
     "`InputError` where turns or passes would be no members, or all the same"

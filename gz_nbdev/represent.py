@@ -15,8 +15,6 @@ import os
 import platform
 import time
 import uuid
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -39,8 +37,8 @@ from torch import Tensor, nn
 from .schema import PALETTE, InputError, near_names
 from .store import Store, atomic_write, features_array, features_column, keep_note, recall, sha256_file
 from .data import PixelCache, View, iter_batches
-from .models import Weights, create_encoder, is_weights, keep_freed_memory, load_weights
-from .predict import _progress
+from .models import Weights, create_encoder, is_weights, load_weights
+from .predict import _progress, _side_by_side, _workers
 
 # %% ../nbs/55_represent.ipynb #5de09567
 @dataclass(frozen=True)
@@ -117,12 +115,19 @@ class Plan:
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 # %% ../nbs/55_represent.ipynb #1ed5f93c
+def _copied(module: nn.Module, device, dtype, layout) -> nn.Module:
+    "A copy to run, its tensors converted at once; those that need no change are shared"
+    def convert(t):
+        kept = dict(memory_format=layout if t.dim() == 4 else torch.preserve_format)
+        new = t.detach().to(device, dtype if t.is_floating_point() else t.dtype, **kept)
+        return nn.Parameter(new, False) if isinstance(t, nn.Parameter) else new
+    return deepcopy(module, {id(t): convert(t) for t in chain(module.parameters(), module.buffers())}).eval()
+
 class _Network:
     "An encoder, run as a plan says: pixels in, representations out"
-    def __init__(self, encoder: Encoder, plan: Plan, device, turns: int):
+    def __init__(self, encoder: Encoder, plan: Plan, device, turns: int, layout=torch.channels_last):
         self.encoder, self.plan, self.device, self.turns = encoder, plan, device, turns
-        self.module = deepcopy(encoder.module).eval().requires_grad_(False)
-        self.module.to(device=device, dtype=_DTYPES[plan.precision], memory_format=torch.channels_last)
+        self.module = _copied(encoder.module, device, _DTYPES[plan.precision], layout)
         if plan.compiled: self.module = torch.compile(self.module, dynamic=False, options=dict(freezing=True))
 
     def _once(self, pixels: Tensor) -> Tensor:   # (B, width) float32
@@ -198,6 +203,8 @@ def _best(rows: list, todo: float) -> Plan:
     return min(rows, key=lambda row: row[2] + todo / max(row[1], 1e-9))[0]
 
 # %% ../nbs/55_represent.ipynb #bc68d239
+_COMPARED = 16   # pictures whose numbers are compared with those of float32
+
 class _Trial:
     "Ways to run an encoder, tried on the first pictures of a job"
     def __init__(self, encoder: Encoder, pixels: Tensor, device, turns: int, guess: Plan):
@@ -209,11 +216,12 @@ class _Trial:
         if plan.precision == "float32" and not plan.compiled:
             self.reference = features
             return True
-        if self.reference is None or len(self.reference) < len(features):
-            exact = _Network(self.encoder, Plan(batch=self.guess.batch), self.device, self.turns)
-            self.reference = exact(self.pixels[:len(features)])
-        known = self.reference[:len(features)]
-        cosine = _cosine(known, features)[np.isfinite(known).all(1)]
+        count = min(len(features), _COMPARED)
+        if self.reference is None or len(self.reference) < count:
+            exact = _Network(self.encoder, Plan(batch=count), self.device, self.turns, torch.preserve_format)   # no copy
+            self.reference = exact(self.pixels[:count])
+        known = self.reference[:count]
+        cosine = _cosine(known, features[:count])[np.isfinite(known).all(1)]
         if (cosine >= _SAME).all(): return True   # what float32 cannot do either is no reason
         warn(f"{plan} gives {self.encoder.name} other representations than float32 (cosine down to "
              f"{np.nanmin(cosine):.4f}, {_SAME} is asked for), and is not used", stacklevel=2)
@@ -243,6 +251,7 @@ class _Trial:
 
 # %% ../nbs/55_represent.ipynb #57252133
 _COMPILING = 60.  # seconds that compiling may take, before it was measured
+_TRIED = 2000     # pictures and turns of them below which nothing is tried
 
 def choose_plan(
     encoder: Encoder,           # from `open_encoder`
@@ -258,10 +267,14 @@ def choose_plan(
     guess = _guess(device, encoder.view.size)
     guess = Plan(guess.precision, batch or guess.batch)
     trial, note = _Trial(encoder, pixels, device, turns, guess), _note_name(encoder, device, turns)
-    rows = [row for row in _known(note) if batch in (None, row[0].batch)]
-    if not rows:
-        if not trial.check(guess, 2): guess = trial.guess = Plan(batch=guess.batch)
-        if todo * turns < 2000: return guess
+    known = _known(note)
+    rows = [row for row in known if batch in (None, row[0].batch)]
+    if not any(rate for _, rate, _ in rows):   # none was measured
+        sound = [plan for plan, *_ in rows if plan.batch == guess.batch]
+        if sound: guess = trial.guess = sound[0]
+        elif not trial.check(guess, 2): guess = trial.guess = Plan(batch=guess.batch)
+        if not known: _keep(note, [(guess, 0., 0.)])   # it is sound
+        if todo * turns < _TRIED: return guess
         rows = [trial.measure(guess)]
         cost = 10 * len(pixels[:guess.batch]) / max(rows[0][1], 1e-9)
         if todo / max(rows[0][1], 1e-9) / workers < 10 * cost: return guess
@@ -287,28 +300,6 @@ def _joined(pieces, size: int):
             yield ids, torch.cat(parts)
             ids, parts = [], []
     if ids: yield ids, torch.cat(parts)
-
-def _side_by_side(function, batches, workers: int):
-    "(ids, function(pixels)) of every batch, in their order; a few are computed ahead"
-    waiting = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for ids, pixels in batches:
-                waiting.append((ids, pool.submit(function, pixels)))
-                while len(waiting) > 2 * workers: yield waiting[0][0], waiting.popleft()[1].result()
-            while waiting: yield waiting[0][0], waiting.popleft()[1].result()
-        finally:
-            for _, future in waiting: future.cancel()
-
-@contextmanager
-def _workers(device: torch.device):
-    "How many networks run side by side, each with its share of torch's threads"
-    threads = torch.get_num_threads()
-    count = min(threads, 8) if device.type == "cpu" else 1
-    if device.type == "cpu": torch.set_num_threads(threads // count)
-    keep_freed_memory()
-    try: yield count
-    finally: torch.set_num_threads(threads)
 
 # %% ../nbs/55_represent.ipynb #a3e7ff0d
 _NAN = "its representation is not finite (NaN or infinity)"
@@ -363,9 +354,10 @@ def _begin(store, encoder, pieces, turns, device, workers, source, batch_size) -
     machine = _note_name(encoder, device, turns)
     plan = _plan_of(store, machine)
     if plan is None or batch_size not in (None, plan.batch):
-        first = list(islice(pieces, max(1, 2 * _guess(device, encoder.view.size).batch // _PIECE)))
-        if not first: return Plan(), iter(())
         left = len(source) - len(store) - len(store.failures()) if hasattr(source, "__len__") else _STREAM
+        looked = 2 * _guess(device, encoder.view.size).batch if left * turns >= _TRIED else _PIECE
+        first = list(islice(pieces, max(1, looked // _PIECE)))
+        if not first: return Plan(), iter(())
         pixels = torch.cat([pixels for _, pixels in first])
         plan = choose_plan(encoder, pixels, left, turns, device, workers, batch_size)
         atomic_write(store.root / "plan.json", json.dumps(dict(plan=asdict(plan), machine=machine)))
@@ -686,6 +678,13 @@ def _umap(galaxies: int, neighbours: int, seed: int):
         raise InputError("UMAP needs the extra 'umap': pip install 'gz_nbdev[umap]'. Principal components need nothing") from None
     return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1)
 
+@contextmanager
+def _same_threads():
+    "Numba, which UMAP is compiled with, lets torch use every core from then on: put back what was asked for"
+    threads = torch.get_num_threads()
+    try: yield
+    finally: torch.set_num_threads(threads)
+
 def umap_places(
     store,                  # `Store` of representations (better of components), or its folder
     sample: int = 20_000,   # galaxies that the plane is learned from
@@ -700,13 +699,13 @@ def umap_places(
     for table in store.tables(["features"]):
         learned.append(features_array(table["features"])[chosen[start:start + len(table)]].astype(np.float32))
         start += len(table)
-    plane.fit(np.concatenate(learned))
+    with _same_threads(): plane.fit(np.concatenate(learned))
     places, start = np.empty((len(store), 2), np.float32), 0
     places[chosen] = plane.embedding_
     for table in store.tables(["id_str", "features"]):
         rest = np.flatnonzero(~chosen[start:start + len(table)])
         if len(rest):
             x = features_array(table["features"])[rest].astype(np.float32)
-            places[start + rest] = plane.transform(x)
+            with _same_threads(): places[start + rest] = plane.transform(x)
         ids, start = ids + table["id_str"].to_pylist(), start + len(table)
     return pd.DataFrame({"id_str": pd.Series(ids, dtype="str"), "x": places[:, 0], "y": places[:, 1]})

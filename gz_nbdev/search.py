@@ -35,7 +35,7 @@ from sklearn.decomposition import PCA
 # %% ../nbs/60_search.ipynb #4f6c4d91
 from .schema import InputError, near_names
 from .catalog import _check_positions, _need
-from .store import Store, _keys, _sync_folder, atomic_write, features_array, sha256_file, write_parquet
+from .store import Store, _keys, _sync_folder, atomic_write, features_array, sha256_file
 from .data import ImageError, View, _text_ids, decode, image_grid, iter_batches
 from .metrics import bootstrap
 from .models import Weights, pooled_features
@@ -313,7 +313,9 @@ def _read(self: GalaxyIndex, write: Callable) -> None:   # write: called with ea
         keys.append(_keys(part.to_pylist()))
         sky.append(positions)
     self.ids, self.sky = pa.concat_arrays(ids), None if sky[0] is None else np.concatenate(sky)
-    keys = np.sort(np.concatenate(keys))
+    keys = np.concatenate(keys)
+    self.order = np.argsort(keys, kind="stable")
+    self.keys = keys = keys[self.order]   # sorted, to find an id without reading them all
     counts = pc.value_counts(self.ids) if (keys[1:] == keys[:-1]).any() else None   # a hash may come twice, no id may
     twice = [] if counts is None else counts.filter(pc.greater(counts.field(1), 1)).field(0).to_pylist()
     if twice:
@@ -450,15 +452,28 @@ def _as_table(self: GalaxyIndex, names, found) -> pd.DataFrame:
 
 # %% ../nbs/60_search.ipynb #eefc2ba3
 @patch
+def _where(self: GalaxyIndex, ids: list) -> np.ndarray:   # rows, -1 where there is none
+    "Galaxies by the hashes of their ids; where two share a hash, by the ids"
+    ids, wanted, rows = pa.array(ids, pa.string()), _keys(ids), np.full(len(ids), -1)
+    at, left = np.searchsorted(self.keys, wanted), np.arange(len(ids))
+    while True:
+        left = left[at[left] < len(self)]
+        left = left[self.keys[at[left]] == wanted[left]]
+        if not len(left): return rows
+        there = self.order[at[left]]
+        same = pc.equal(self.ids.take(pa.array(there)), ids.take(pa.array(left))).to_numpy(zero_copy_only=False)
+        rows[left[same]] = there[same]
+        left = left[~same]
+        at[left] += 1
+
+@patch
 def rows_of(
     self: GalaxyIndex,
     ids,               # one id, or several
 ) -> np.ndarray:       # rows of the table
     "Where galaxies are in the table; an unknown one is an `InputError` with the ids that look like it"
     ids = _text_ids([ids] if isinstance(ids, str) else ids, "The query")
-    at = pc.index_in(self.ids, value_set=pa.array(ids)).to_numpy(zero_copy_only=False)
-    rows, known = np.full(len(ids), -1), np.flatnonzero(~np.isnan(at))
-    rows[at[known].astype(int)] = known
+    rows = self._where(ids)
     if (rows < 0).any():
         unknown = ids[int(np.argmin(rows))]
         near = next((some for n in (len(unknown) - 2, len(unknown) // 2, 1)
@@ -537,9 +552,8 @@ def by_table(
     table = _open_table(table)
     self._same_encoder(table.meta, table.name)
     ids, vectors, _ = zip(*table.blocks())
-    names, vectors = pa.concat_arrays(ids), self._checked(np.concatenate(vectors))
-    own = pc.index_in(names, value_set=self.ids).fill_null(-1).to_numpy(zero_copy_only=False)
-    return self._find(self.space(vectors), names.to_pylist(), k, own, min_separation=min_separation)
+    names, vectors = pa.concat_arrays(ids).to_pylist(), self._checked(np.concatenate(vectors))
+    return self._find(self.space(vectors), names, k, self._where(names), min_separation=min_separation)
 
 @patch
 def by_vector(
@@ -638,8 +652,8 @@ def _make_lists(self: GalaxyIndex) -> None:
     self._tune()
 
 # %% ../nbs/60_search.ipynb #c64df029
-_INDEX = 1                  # format
-_FILES = ("vectors.npy", "lists.faiss", "galaxies.parquet", "space.safetensors")
+_INDEX = 2                  # format
+_FILES = ("vectors.npy", "lists.faiss", "galaxies.arrow", "space.safetensors")
 
 @patch
 def _settings(self: GalaxyIndex) -> dict:
@@ -658,8 +672,9 @@ def _open_lists(self: GalaxyIndex, folder) -> None:
             raise InputError(f"{folder} holds the index of {note['of'] or 'another table'}, not of "
                              f"{whose or 'this table'}: choose another folder, nothing was changed")
         bad = [name for name in _FILES if note["files"].get(name) != _hash(folder / name)]
-        if bad: warnings.warn(f"{folder / bad[0]} is not what was written: the index is made again", stacklevel=4)
-        elif self._settings().items() <= note.items(): return self._load(folder, note)
+        if not bad and self._settings().items() <= note.items(): return self._load(folder, note)
+        if bad and note.get("format") == _INDEX:   # one of an earlier version has other files
+            warnings.warn(f"{folder / bad[0]} is not what was written: the index is made again", stacklevel=4)
     self._build(folder)
 
 def _hash(path: Path) -> str | None:
@@ -689,14 +704,13 @@ def _build(self: GalaxyIndex, folder: Path) -> None:
         self._make_lists()
         try: faiss.write_index(self.lists, str(fresh / "lists.faiss"))
         except RuntimeError as e: raise OSError(0, str(e).splitlines()[0]) from e   # faiss has no other
-        sky = {} if self.sky is None else dict(ra=self.sky[:, 0], dec=self.sky[:, 1])
-        write_parquet(fresh / "galaxies.parquet", pa.table({"id_str": self.ids, **sky}))
+        _write_galaxies(fresh / "galaxies.arrow", self.ids, self.keys, self.order, self.sky)
         axes = {} if self.space.axes is None else {"axes": self.space.axes}
         save_file({"mean": self.space.mean, **axes}, fresh / "space.safetensors")
         note = dict(of=self.table.path and self.table.path.name, meta=self.meta, approximate=self.approximate,
                     files={name: sha256_file(fresh / name) for name in _FILES})
         atomic_write(fresh / "index.json", json.dumps(self._settings() | note, indent=1))
-        self.vectors = self.lists = self.ids = self.norms = None   # what grew takes more room than what is read
+        self.vectors = self.lists = self.ids = self.keys = self.order = self.sky = self.norms = None   # what grew takes more room than what is read
         _swap(fresh, folder)
     except OSError as e:
         raise InputError(f"The index cannot be written to {folder}: {e.strerror}. Give another folder=") from e
@@ -704,6 +718,13 @@ def _build(self: GalaxyIndex, folder: Path) -> None:
     self._load(folder, note)
 
 # %% ../nbs/60_search.ipynb #7f41fb45
+def _write_galaxies(path: Path, ids, keys, order, sky) -> None:
+    "Ids, where to find them and positions, laid out on disk as in memory, so that nothing need be read to open them"
+    columns = dict(id_str=ids, key=keys, row=order)
+    if sky is not None: columns["place"] = pa.FixedSizeListArray.from_arrays(sky.ravel(), 2)
+    galaxies = pa.record_batch(columns)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, galaxies.schema) as writer: writer.write_batch(galaxies)
+
 def _append(file, rows: int, block: np.ndarray) -> None:
     "Write a block of a .npy file of so many rows"
     if not file.tell():
@@ -727,9 +748,9 @@ def _load(self: GalaxyIndex, folder: Path, note: dict) -> None:
     space = load_file(folder / "space.safetensors")
     self.space, self.approximate = _Space(self.metric, space["mean"], space.get("axes")), note["approximate"]
     self.lists = faiss.read_index(str(folder / "lists.faiss"))
-    galaxies = pq.read_table(folder / "galaxies.parquet")
-    self.ids = galaxies["id_str"].combine_chunks()
-    self.sky = np.column_stack([galaxies["ra"], galaxies["dec"]]) if "ra" in galaxies.column_names else None
+    galaxies = pa.ipc.open_file(pa.memory_map(str(folder / "galaxies.arrow"))).get_batch(0)
+    self.ids, self.keys, self.order = galaxies["id_str"], galaxies["key"].to_numpy(), galaxies["row"].to_numpy()
+    self.sky = galaxies["place"].flatten().to_numpy().reshape(-1, 2) if "place" in galaxies.schema.names else None
     self._use(np.load(folder / "vectors.npy", mmap_mode="r"))
     pa.default_memory_pool().release_unused()
 

@@ -363,8 +363,12 @@ def spied(monkeypatch, rates: dict, seconds: float = 30.):
 def test_a_trial_only_where_it_is_repaid(monkeypatch):
     encoder, pixels = open_encoder(Tiny(), SMALL), pictures(64)
     rates = {("float32", False): 100, ("bf16", False): 200, ("bf16", True): 500}
-    tried = spied(monkeypatch, rates)
+    tried, checked = spied(monkeypatch, rates), []
+    monkeypatch.setattr(module._Trial, "check", lambda self, plan, count: not checked.append(plan))
     assert choose_plan(encoder, pixels, 100, 1, "cpu") == Plan("float32", 32) and not tried
+    assert choose_plan(encoder, pixels, 100, 1, "cpu") == Plan("float32", 32) and len(checked) == 1   # noted
+    assert choose_plan(encoder, pixels, 100, 1, "cpu", batch=7) == Plan("float32", 7) and len(checked) == 2
+    assert choose_plan(encoder, pixels, 100, 1, "cpu") == Plan("float32", 32) and len(checked) == 2
     assert choose_plan(encoder, pixels, 2_500, 1, "cpu") == Plan("float32", 32) and len(tried) == 1
     assert choose_plan(encoder, pixels, 10_000, 1, "cpu") == Plan("bf16", 16)
     assert not any(plan.compiled for plan in tried)
@@ -627,6 +631,7 @@ def test_a_map_is_learned_from_a_sample(tmp_path, monkeypatch):
 
         def fit(self, x):
             fitted.append(x)
+            torch.set_num_threads(torch.get_num_threads() + 1)   # as numba does
             self.embedding_ = x[:, :2] + 1000
             return self
 
@@ -635,7 +640,9 @@ def test_a_map_is_learned_from_a_sample(tmp_path, monkeypatch):
             return x[:, :2]
 
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
+    threads = torch.get_num_threads()
     places = umap_places(store, sample=80, seed=1)
+    assert torch.get_num_threads() == threads
     ids, features = store.read_features()
     learned = places.x.to_numpy() > 500
     assert places.id_str.tolist() == ids and learned.sum() == 80 == len(fitted[0]) and sum(map(len, placed)) == 220

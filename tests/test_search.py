@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from importlib.util import find_spec
 
 import numpy as np
@@ -282,7 +283,7 @@ def test_index_is_opened_not_built_again(tmp_path, monkeypatch):
     os.utime(path)   # a newer date alone means nothing
     pd.testing.assert_frame_equal(approximate(path, catalog=PLACES).by_id(IDS[:20]), found)
     assert sorted(p.name for p in (tmp_path / "t.parquet.cosine.index").iterdir()) == [
-        "galaxies.parquet", "index.json", "lists.faiss", "space.safetensors", "vectors.npy"]
+        "galaxies.arrow", "index.json", "lists.faiss", "space.safetensors", "vectors.npy"]
 
 
 @needs_faiss
@@ -298,7 +299,7 @@ def test_index_of_a_changed_table_is_built_again(tmp_path):
 
 
 @needs_faiss
-@pytest.mark.parametrize("name", ["vectors.npy", "lists.faiss", "galaxies.parquet", "space.safetensors"])
+@pytest.mark.parametrize("name", ["vectors.npy", "lists.faiss", "galaxies.arrow", "space.safetensors"])
 @pytest.mark.parametrize("fault", ["flip", "cut", "delete"])
 def test_damaged_index_is_built_again(tmp_path, name, fault):
     path = parquet(tmp_path / "t.parquet", VECTORS[:300], IDS[:300])
@@ -311,6 +312,31 @@ def test_damaged_index_is_built_again(tmp_path, name, fault):
     with pytest.warns(UserWarning, match=f"{name} is not what was written: the index is made again"):
         pd.testing.assert_frame_equal(approximate(path).by_id(IDS[:20]), found)
     approximate(path)   # whole again: no warning
+
+
+@needs_faiss
+def test_index_of_an_earlier_version_is_built_again(tmp_path):
+    path = parquet(tmp_path / "t.parquet", VECTORS[:300], IDS[:300])
+    found, folder = approximate(path).by_id(IDS[:20]), tmp_path / "t.parquet.cosine.index"
+    note = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(note | dict(format=1)))
+    (folder / "galaxies.arrow").rename(folder / "galaxies.parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")   # nothing is wrong with it
+        pd.testing.assert_frame_equal(approximate(path).by_id(IDS[:20]), found)
+    assert json.loads((folder / "index.json").read_text())["format"] == 2 and not (folder / "galaxies.parquet").exists()
+
+
+@pytest.mark.parametrize("engine", ["exact", pytest.param("approximate", marks=needs_faiss)])
+def test_ids_that_share_a_hash_are_told_apart(tmp_path, monkeypatch, engine):
+    monkeypatch.setattr(search_module, "_keys", lambda ids: np.array([len(i) for i in ids], np.uint64))
+    path, ids = parquet(tmp_path / "t.parquet", VECTORS[:40], [f"a{i}" for i in range(40)]), ["a7", "a39", "a0", "a12"]
+    index = GalaxyIndex(path, engine=engine, device="cpu")
+    assert index.rows_of(ids).tolist() == [7, 39, 0, 12]
+    assert index._where(["a39", "b1", "abc"]).tolist() == [39, -1, -1]
+    with pytest.raises(InputError, match="no galaxy 'b1'"): index.rows_of(["a1", "b1"])
+    twice = parquet(tmp_path / "u.parquet", VECTORS[:3], ["a1", "a2", "a1"])
+    with pytest.raises(InputError, match="1 ids come twice .a1."): GalaxyIndex(twice, engine=engine, device="cpu")
 
 
 @needs_faiss

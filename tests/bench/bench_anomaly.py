@@ -6,6 +6,7 @@
 Both have the same weights, in torch, and read the same PNG files; arms take turns, medians are printed. Read the ratios.
 """
 import argparse
+import copy
 import statistics
 import tempfile
 import time
@@ -80,7 +81,8 @@ def main():
                 spent, _ = seconds(lambda: score_pictures(weights, source, out, half=half, batch_size=args.batch, view=view,
                                                               device="cpu", progress=False))
                 took.setdefault(arm, []).append(spent / args.rows)
-                spent, _ = seconds(lambda: [gan_scores(weights.model, part, half=half) for part in pixels.split(args.batch)])
+                networks = copy.deepcopy(weights.model).to(torch.bfloat16 if half else torch.float32)
+                spent, _ = seconds(lambda: [gan_scores(networks, part) for part in pixels.split(args.batch)])
                 took.setdefault(f"networks alone, {'bfloat16' if half else 'float32'}", []).append(spent / len(pixels))
             spent, loop = seconds(lambda: published(weights.model, few, args.size))
             took.setdefault("published loop", []).append(spent / len(few))
