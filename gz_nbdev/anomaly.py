@@ -363,6 +363,7 @@ class AstronomalyStrategy(Strategy):
         score = self.strange * np.tanh(np.exp(distance / distance.mean()) - 1 + liked)
         return score, score
 
+# %% ../nbs/75_anomaly.ipynb #f3645eb0
 class ClassifierStrategy(Strategy):
     "The likeliest, by a line and by nearness to labels; before any is of the kind, of the strangest and of all in turn"
     components = 256

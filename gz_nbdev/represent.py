@@ -155,7 +155,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:   # (galaxies,)
     "Cosine of the angle between the rows of two tables"
     return (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-30)
 
-_SAME = .999  # cosine to float32 that every galaxy must keep
+_SAME, _COMPARED = .999, 16  # cosine to float32 that galaxies must keep, so many of which are compared
 
 # %% ../nbs/55_represent.ipynb #96d72434
 def _guess(device: torch.device, size: int) -> Plan:
@@ -203,8 +203,6 @@ def _best(rows: list, todo: float) -> Plan:
     return min(rows, key=lambda row: row[2] + todo / max(row[1], 1e-9))[0]
 
 # %% ../nbs/55_represent.ipynb #bc68d239
-_COMPARED = 16   # pictures whose numbers are compared with those of float32
-
 class _Trial:
     "Ways to run an encoder, tried on the first pictures of a job"
     def __init__(self, encoder: Encoder, pixels: Tensor, device, turns: int, guess: Plan):

@@ -112,7 +112,7 @@ def main():
     parser.add_argument("--size", type=int, default=64, help="px of the view")
     parser.add_argument("--encoder", default="resnet10t")
     parser.add_argument("--epochs", type=int, default=8, help="of the plain recipe and of each lever alone")
-    parser.add_argument("--fewer", type=int, default=6, help="epochs of the whole recipe")
+    parser.add_argument("--fewer", type=int, default=5, help="epochs of the whole recipe")
     parser.add_argument("--progressive", type=float, default=.75)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lever-seeds", type=int, default=1, help="seeds that also run each lever; the others: plain and whole")
