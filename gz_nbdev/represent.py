@@ -15,6 +15,7 @@ import os
 import platform
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -207,7 +208,12 @@ class _Trial:
     "Ways to run an encoder, tried on the first pictures of a job"
     def __init__(self, encoder: Encoder, pixels: Tensor, device, turns: int, guess: Plan):
         self.encoder, self.pixels, self.device, self.turns, self.guess = encoder, pixels, device, turns, guess
-        self.reference = None
+        self.reference = self.network = None
+
+    def _exact(self, count: int) -> None:
+        "What float32 gives"
+        network = _Network(self.encoder, Plan(batch=count), self.device, self.turns, torch.preserve_format)   # no copy
+        self.reference = network(self.pixels[:count])
 
     def _is_same(self, plan: Plan, features) -> bool:
         "Whether a plan gives what float32 gives"
@@ -215,9 +221,7 @@ class _Trial:
             self.reference = features
             return True
         count = min(len(features), _COMPARED)
-        if self.reference is None or len(self.reference) < count:
-            exact = _Network(self.encoder, Plan(batch=count), self.device, self.turns, torch.preserve_format)   # no copy
-            self.reference = exact(self.pixels[:count])
+        if self.reference is None or len(self.reference) < count: self._exact(count)
         known = self.reference[:count]
         cosine = _cosine(known, features[:count])[np.isfinite(known).all(1)]
         if (cosine >= _SAME).all(): return True   # what float32 cannot do either is no reason
@@ -225,27 +229,38 @@ class _Trial:
              f"{np.nanmin(cosine):.4f}, {_SAME} is asked for), and is not used", stacklevel=2)
         return False
 
-    def check(self, plan: Plan, count: int) -> bool:
-        "Whether a plan can be run, and is right for some pictures"
-        if plan.precision == "float32" and not plan.compiled: return True
-        try: return self._is_same(plan, _Network(self.encoder, plan, self.device, self.turns)(self.pixels[:count]))
-        except InputError: raise
-        except Exception as e: return self._failed(plan, e)
+# %% ../nbs/55_represent.ipynb #b5692732
+@patch
+def _failed(self: _Trial, plan, e) -> bool:
+    "Say what went wrong"
+    text = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
+    warn(f"{plan} cannot be used for {self.encoder.name} here, and something simpler is: {text}", stacklevel=2)
+    return False
 
-    def _failed(self, plan, e) -> bool:
-        text = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
-        warn(f"{plan} cannot be used for {self.encoder.name} here, and something simpler is: {text}", stacklevel=2)
-        return False
+@patch
+def check(self: _Trial, plan: Plan, count: int) -> bool:
+    "Whether a plan can be run, and is right for some pictures"
+    if plan.precision == "float32" and not plan.compiled: return True
+    try:
+        with ThreadPoolExecutor(1) as pool:   # at the same time, as the job waits for it
+            exact = pool.submit(self._exact, count)
+            self.network = _Network(self.encoder, plan, self.device, self.turns)
+            features = self.network(self.pixels[:count])
+            exact.result()
+        return self._is_same(plan, features)
+    except InputError: raise
+    except Exception as e: return self._failed(plan, e)
 
-    def measure(self, plan: Plan) -> tuple:   # (Plan, pictures a second: 0 where it cannot be used, seconds to compile)
-        "How fast a plan is"
-        began, pixels = time.perf_counter(), self.pixels[:max(plan.batch, self.guess.batch)]
-        try:
-            features, rate = _timed(_Network(self.encoder, plan, self.device, self.turns), pixels)
-            good = self._is_same(plan, features)
-        except InputError: raise
-        except Exception as e: good, rate = self._failed(plan, e), 0.
-        return plan, rate * good, time.perf_counter() - began if plan.compiled else 0.
+@patch
+def measure(self: _Trial, plan: Plan) -> tuple:   # (Plan, pictures a second: 0 where it cannot be used, seconds to compile)
+    "How fast a plan is"
+    began, pixels = time.perf_counter(), self.pixels[:max(plan.batch, self.guess.batch)]
+    try:
+        features, rate = _timed(_Network(self.encoder, plan, self.device, self.turns), pixels)
+        good = self._is_same(plan, features)
+    except InputError: raise
+    except Exception as e: good, rate = self._failed(plan, e), 0.
+    return plan, rate * good, time.perf_counter() - began if plan.compiled else 0.
 
 # %% ../nbs/55_represent.ipynb #57252133
 _COMPILING = 60.  # seconds that compiling may take, before it was measured
@@ -261,10 +276,16 @@ def choose_plan(
     batch: int | None = None,   # pictures at once; by default the trial says
 ) -> Plan:
     "The way to run an encoder that does `todo` galaxies soonest, trial and compiling included"
-    device = torch.device(device or default_device())
+    return _chosen(_first_trial(encoder, pixels, turns, torch.device(device or default_device()), batch), todo, workers, batch)
+
+def _first_trial(encoder, pixels, turns, device, batch) -> _Trial:
+    "A trial that begins with a guess"
     guess = _guess(device, encoder.view.size)
-    guess = Plan(guess.precision, batch or guess.batch)
-    trial, note = _Trial(encoder, pixels, device, turns, guess), _note_name(encoder, device, turns)
+    return _Trial(encoder, pixels, device, turns, Plan(guess.precision, batch or guess.batch))
+
+def _chosen(trial: _Trial, todo: int, workers: int, batch: int | None) -> Plan:
+    "The plan that a trial ends with"
+    guess, turns, pixels, note = trial.guess, trial.turns, trial.pixels, _note_name(trial.encoder, trial.device, trial.turns)
     known = _known(note)
     rows = [row for row in known if batch in (None, row[0].batch)]
     if not any(rate for _, rate, _ in rows):   # none was measured
@@ -347,20 +368,21 @@ def _plan_of(store: Store, machine: str) -> Plan | None:
         return Plan(**said["plan"]) if said["machine"] == machine else None
     except (OSError, ValueError, TypeError, KeyError, InputError): return None
 
-def _begin(store, encoder, pieces, turns, device, workers, source, batch_size) -> tuple:   # Plan; the same pieces
-    "The plan of a job; the pictures that were looked at for it come again"
-    machine = _note_name(encoder, device, turns)
+def _begin(store, encoder, pieces, turns, device, workers, source, batch_size) -> tuple:   # _Network; the same pieces
+    "The network of a job; the pictures that were looked at for its plan come again"
+    machine, network = _note_name(encoder, device, turns), None
     plan = _plan_of(store, machine)
     if plan is None or batch_size not in (None, plan.batch):
         left = len(source) - len(store) - len(store.failures()) if hasattr(source, "__len__") else _STREAM
         looked = 2 * _guess(device, encoder.view.size).batch if left * turns >= _TRIED else _PIECE
         first = list(islice(pieces, max(1, looked // _PIECE)))
-        if not first: return Plan(), iter(())
-        pixels = torch.cat([pixels for _, pixels in first])
-        plan = choose_plan(encoder, pixels, left, turns, device, workers, batch_size)
+        if not first: return _Network(encoder, Plan(), device, turns), iter(())
+        trial = _first_trial(encoder, torch.cat([pixels for _, pixels in first]), turns, device, batch_size)
+        plan, network = _chosen(trial, left, workers, batch_size), trial.network
         atomic_write(store.root / "plan.json", json.dumps(dict(plan=asdict(plan), machine=machine)))
         pieces = chain(first, pieces)
-    return plan, pieces
+    if network is None or network.plan != plan: network = _Network(encoder, plan, device, turns)
+    return network, pieces
 
 _PIECE, _STREAM = 8, 10_000  # pictures read together; galaxies in a stream, which does not say how many it has
 
@@ -390,9 +412,9 @@ def represent(
     with Store(out, meta) as store, _workers(device) as workers:
         bar = _progress(source, store) if progress else None
         pieces = iter_batches(source, encoder.view, batch_size or _PIECE, failures=failures, done=store.contains)
-        if plan is None: plan, pieces = _begin(store, encoder, pieces, turns, device, workers, source, batch_size)
-        network = _Network(encoder, plan, device, turns)
-        results = _side_by_side(network, _joined(pieces, plan.batch), workers)
+        if plan is not None: network = _Network(encoder, plan, device, turns)
+        else: network, pieces = _begin(store, encoder, pieces, turns, device, workers, source, batch_size)
+        results = _side_by_side(network, _joined(pieces, network.plan.batch), workers)
         _store_all(store, results, dtype, shard_size, failures, bar)
         store.summary = store.finish(chain(source.ids, source.failures["id_str"] if stored else ()))
     return store

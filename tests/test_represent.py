@@ -381,6 +381,23 @@ def test_a_trial_only_where_it_is_repaid(monkeypatch):
     assert choose_plan(encoder, pixels, 50_000, 1, "cpu").compiled and not tried
 
 
+def test_the_network_that_was_checked_does_the_job(monkeypatch, tmp_path):
+    made = []
+    class Counted(module._Network):
+        def __init__(self, encoder, plan, *args):
+            made.append(plan.precision)
+            super().__init__(encoder, plan, *args)
+    monkeypatch.setattr(module, "_Network", Counted)
+    monkeypatch.setattr(module, "_guess", lambda device, size: Plan("bf16", 32))
+    source, encoder = ArrayImages(names(30), pictures(30)), Tiny()
+    first = run(source, tmp_path / "first", encoder)
+    assert sorted(made) == ["bf16", "float32"]   # float32 to compare with
+    again = run(source, tmp_path / "again", encoder)
+    assert made[2:] == ["bf16"]   # noted: nothing to compare
+    assert first.read_features()[0] == again.read_features()[0]
+    assert np.array_equal(first.read_features()[1], again.read_features()[1])
+
+
 def test_notes_that_are_broken_or_cannot_be_kept(monkeypatch, tmp_path):
     encoder, pixels = open_encoder(Tiny(), SMALL), pictures(64)
     rates = {("float32", False): 100, ("bf16", False): 200}
@@ -445,7 +462,7 @@ def test_a_job_goes_on_with_the_plan_it_began_with(monkeypatch, tmp_path):
     (tmp_path / "out" / "shards" / "00004.parquet").unlink()
     with Store(tmp_path / "out", meta) as store: store.repair()
     def never(*args): raise AssertionError("another plan")
-    monkeypatch.setattr(module, "choose_plan", never)
+    monkeypatch.setattr(module, "_chosen", never)
     run(source, tmp_path / "out")
     monkeypatch.undo()
     for content in ("", "{}", '{"plan": {"precision": "int3"}, "machine": "x"}'):
