@@ -203,6 +203,9 @@ def _best(rows: list, todo: float) -> Plan:
     "The plan by which `todo` pictures are done first"
     return min(rows, key=lambda row: row[2] + todo / max(row[1], 1e-9))[0]
 
+_COMPILING = 60.  # seconds that compiling may take, before it was measured
+_TRIED = 2000     # pictures and turns of them below which nothing is tried
+
 # %% ../nbs/55_represent.ipynb #bc68d239
 class _Trial:
     "Ways to run an encoder, tried on the first pictures of a job"
@@ -263,9 +266,6 @@ def measure(self: _Trial, plan: Plan) -> tuple:   # (Plan, pictures a second: 0 
     return plan, rate * good, time.perf_counter() - began if plan.compiled else 0.
 
 # %% ../nbs/55_represent.ipynb #57252133
-_COMPILING = 60.  # seconds that compiling may take, before it was measured
-_TRIED = 2000     # pictures and turns of them below which nothing is tried
-
 def choose_plan(
     encoder: Encoder,           # from `open_encoder`
     pixels: Tensor,             # (B, 3, size, size) uint8, of the job
