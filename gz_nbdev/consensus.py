@@ -29,7 +29,8 @@ from sklearn.decomposition import PCA
 from .schema import PALETTE, InputError, near_names
 from .catalog import _count, _shown, match_ids, read_table
 from .metrics import bootstrap, rank_weighted_score, ranking_metrics
-from .represent import _same_threads, _umap
+from .predict import _same_threads
+from .represent import _umap
 from .gan import weighted_score
 
 # %% ../nbs/80_consensus.ipynb #919afcae

@@ -11,7 +11,6 @@ __all__ = ['MODES', 'Generator', 'Trunk', 'GalaxyGan', 'Adversary', 'critic_dist
            'weighted_score', 'robust_z', 'gan_table', 'publish_scores', 'normal_galaxies']
 
 # %% ../nbs/70_gan.ipynb #2255ca0d
-import copy
 import hashlib
 import json
 import shutil
@@ -44,7 +43,7 @@ from .data import ArrayImages, PixelCache, View, image_grid, load_pixels
 from .models import _checked_info, keep_freed_memory, load_state
 from .train import FusedAdam, StopOnNaN, _moments, _put_moments
 from .predict import over_galaxies
-from .represent import _guess
+from .represent import _copied, _guess
 
 # %% ../nbs/70_gan.ipynb #a5996db1
 def _channels(width: float) -> list: return [max(4, round(n * width)) for n in (64, 128, 256, 512)]
@@ -457,7 +456,8 @@ def gan_scores(
         scores = {f"{k}_score": (a - b).square().flatten(1).sum(1).double() for k, (a, b) in pairs.items()}
         scores |= {f"{k}_mean": scores[f"{k}_score"] / a[0].numel() for k, (a, _) in pairs.items()}
     light = pictures.flatten(1)
-    spread = (light - light.mean(1, keepdim=True)).square().sum(1) / (light.shape[1] - 1)
+    apart = light - light[:, :1]   # exactly 0 where all are of one shade
+    spread = (apart - apart.mean(1, keepdim=True)).square().sum(1) / (light.shape[1] - 1)
     scores |= dict(flux=light.sum(1).double(), variance=spread.double())
     return pd.DataFrame({k: v.cpu().numpy() for k, v in scores.items()}), z.float().cpu().numpy()
 
@@ -492,7 +492,7 @@ def score_pictures(
     if view.size != weights.model.size:
         raise InputError(f"{weights.info['name']} was trained on {weights.model.size} px, and a view of {view.size} px is asked for: "
                          f"use View({weights.model.size}, ...), or a network trained at that size")
-    gan = copy.deepcopy(weights.model).to(device, torch.bfloat16 if half else torch.float32)
+    gan = _copied(weights.model, device, torch.bfloat16 if half else torch.float32, torch.channels_last)
     def compute(pixels): return gan_scores(gan, pixels.to(device).float() / 255, refine)
     meta = dict(kind="gan scores", weights=weights.hash, refine=refine, half=half)
     return over_galaxies(source, view, compute, out, meta, batch_size, device=device, progress=progress)

@@ -289,14 +289,20 @@ def _side_by_side(function, batches, workers: int):
             for _, future in waiting: future.cancel()
 
 @contextmanager
+def _same_threads():
+    "Put torch's number of threads back afterwards; numba, which UMAP is compiled with, would leave it at every core"
+    threads = torch.get_num_threads()
+    try: yield threads
+    finally: torch.set_num_threads(threads)
+
+@contextmanager
 def _workers(device: torch.device):
     "How many networks run side by side, each with its share of torch's threads"
-    threads = torch.get_num_threads()
-    count = min(threads, 8) if device.type == "cpu" else 1
-    if device.type == "cpu": torch.set_num_threads(threads // count)
-    keep_freed_memory()
-    try: yield count
-    finally: torch.set_num_threads(threads)
+    with _same_threads() as threads:
+        count = min(threads, 8) if device.type == "cpu" else 1
+        if device.type == "cpu": torch.set_num_threads(threads // count)
+        keep_freed_memory()
+        yield count
 
 # %% ../nbs/50_predict.ipynb #5a45d0bd
 def over_galaxies(

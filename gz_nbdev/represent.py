@@ -39,7 +39,7 @@ from .schema import PALETTE, InputError, near_names
 from .store import Store, atomic_write, features_array, features_column, keep_note, recall, sha256_file
 from .data import PixelCache, View, iter_batches
 from .models import Weights, create_encoder, is_weights, load_weights
-from .predict import _progress, _side_by_side, _workers
+from .predict import _progress, _same_threads, _side_by_side, _workers
 
 # %% ../nbs/55_represent.ipynb #5de09567
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def check(self: _Trial, plan: Plan, count: int) -> bool:
     except Exception as e: return self._failed(plan, e)
 
 @patch
-def measure(self: _Trial, plan: Plan) -> tuple:   # (Plan, pictures a second: 0 where it cannot be used, seconds to compile)
+def measure(self: _Trial, plan: Plan) -> tuple:   # (Plan, pictures a second: 0 if unusable, seconds to compile)
     "How fast a plan is"
     began, pixels = time.perf_counter(), self.pixels[:max(plan.batch, self.guess.batch)]
     try:
@@ -276,7 +276,8 @@ def choose_plan(
     batch: int | None = None,   # pictures at once; by default the trial says
 ) -> Plan:
     "The way to run an encoder that does `todo` galaxies soonest, trial and compiling included"
-    return _chosen(_first_trial(encoder, pixels, turns, torch.device(device or default_device()), batch), todo, workers, batch)
+    trial = _first_trial(encoder, pixels, turns, torch.device(device or default_device()), batch)
+    return _chosen(trial, todo, workers, batch)
 
 def _first_trial(encoder, pixels, turns, device, batch) -> _Trial:
     "A trial that begins with a guess"
@@ -285,7 +286,8 @@ def _first_trial(encoder, pixels, turns, device, batch) -> _Trial:
 
 def _chosen(trial: _Trial, todo: int, workers: int, batch: int | None) -> Plan:
     "The plan that a trial ends with"
-    guess, turns, pixels, note = trial.guess, trial.turns, trial.pixels, _note_name(trial.encoder, trial.device, trial.turns)
+    guess, turns, pixels = trial.guess, trial.turns, trial.pixels
+    note = _note_name(trial.encoder, trial.device, turns)
     known = _known(note)
     rows = [row for row in known if batch in (None, row[0].batch)]
     if not any(rate for _, rate, _ in rows):   # none was measured
@@ -697,13 +699,6 @@ def _umap(galaxies: int, neighbours: int, seed: int):
     except ImportError:
         raise InputError("UMAP needs the extra 'umap': pip install 'gz_nbdev[umap]'. Principal components need nothing") from None
     return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1)
-
-@contextmanager
-def _same_threads():
-    "Numba, which UMAP is compiled with, lets torch use every core from then on: put back what was asked for"
-    threads = torch.get_num_threads()
-    try: yield
-    finally: torch.set_num_threads(threads)
 
 def umap_places(
     store,                  # `Store` of representations (better of components), or its folder

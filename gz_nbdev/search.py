@@ -659,7 +659,7 @@ _FILES = ("vectors.npy", "lists.faiss", "galaxies.arrow", "space.safetensors")
 def _settings(self: GalaxyIndex) -> dict:
     "What an index depends on"
     return dict(format=_INDEX, table=self.table.hash, metric=self.metric, components=self.components,
-                recall=self.recall, seed=self.seed)
+                recall=self.recall, seed=self.seed, hashes=int(_keys(["a galaxy"])[0]))   # pandas may hash otherwise
 
 @patch
 def _open_lists(self: GalaxyIndex, folder) -> None:
@@ -671,9 +671,9 @@ def _open_lists(self: GalaxyIndex, folder) -> None:
         if note["table"] != self.table.hash and (whose is None or note["of"] != whose):
             raise InputError(f"{folder} holds the index of {note['of'] or 'another table'}, not of "
                              f"{whose or 'this table'}: choose another folder, nothing was changed")
-        bad = [name for name in _FILES if note["files"].get(name) != _hash(folder / name)]
-        if not bad and self._settings().items() <= note.items(): return self._load(folder, note)
-        if bad and note.get("format") == _INDEX:   # one of an earlier version has other files
+        if self._settings().items() <= note.items():
+            bad = [name for name in _FILES if note["files"].get(name) != _hash(folder / name)]
+            if not bad: return self._load(folder, note)
             warnings.warn(f"{folder / bad[0]} is not what was written: the index is made again", stacklevel=4)
     self._build(folder)
 
@@ -710,7 +710,8 @@ def _build(self: GalaxyIndex, folder: Path) -> None:
         note = dict(of=self.table.path and self.table.path.name, meta=self.meta, approximate=self.approximate,
                     files={name: sha256_file(fresh / name) for name in _FILES})
         atomic_write(fresh / "index.json", json.dumps(self._settings() | note, indent=1))
-        self.vectors = self.lists = self.ids = self.keys = self.order = self.sky = self.norms = None   # what grew takes more room than what is read
+        for name in ("vectors", "lists", "ids", "keys", "order", "sky", "norms"):
+            setattr(self, name, None)   # what grew takes more room than what is read
         _swap(fresh, folder)
     except OSError as e:
         raise InputError(f"The index cannot be written to {folder}: {e.strerror}. Give another folder=") from e
@@ -723,7 +724,8 @@ def _write_galaxies(path: Path, ids, keys, order, sky) -> None:
     columns = dict(id_str=ids, key=keys, row=order)
     if sky is not None: columns["place"] = pa.FixedSizeListArray.from_arrays(sky.ravel(), 2)
     galaxies = pa.record_batch(columns)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, galaxies.schema) as writer: writer.write_batch(galaxies)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, galaxies.schema) as writer:
+        writer.write_batch(galaxies)
 
 def _append(file, rows: int, block: np.ndarray) -> None:
     "Write a block of a .npy file of so many rows"
