@@ -162,7 +162,8 @@ _SAME, _COMPARED = .999, 16  # cosine to float32 that galaxies must keep, so man
 def _guess(device: torch.device, size: int) -> Plan:
     "A sound plan, without a trial"
     if device.type == "cuda": return Plan("bf16" if torch.cuda.is_bf16_supported(False) else "float32", 256)
-    fast = device.type == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+    can = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    fast = can.get("amx_bf16") or can.get("avx512_bf16")
     batch = 2 ** round(np.log2(np.clip(400_000 / size**2, 8, 256)))
     return Plan("bf16" if fast else "float32", int(batch))
 
@@ -205,6 +206,7 @@ def _best(rows: list, todo: float) -> Plan:
 
 _COMPILING = 60.  # seconds that compiling may take, before it was measured
 _TRIED = 2000     # pictures and turns of them below which nothing is tried
+_PIECE, _STREAM = 8, 10_000  # pictures read together; galaxies in a stream, which does not say how many it has
 
 # %% ../nbs/55_represent.ipynb #bc68d239
 class _Trial:
@@ -215,7 +217,7 @@ class _Trial:
 
     def _exact(self, count: int) -> None:
         "What float32 gives"
-        network = _Network(self.encoder, Plan(batch=count), self.device, self.turns, torch.preserve_format)   # no copy
+        network = _Network(self.encoder, Plan(batch=count), self.device, self.turns)
         self.reference = network(self.pixels[:count])
 
     def _is_same(self, plan: Plan, features) -> bool:
@@ -276,13 +278,14 @@ def choose_plan(
     batch: int | None = None,   # pictures at once; by default the trial says
 ) -> Plan:
     "The way to run an encoder that does `todo` galaxies soonest, trial and compiling included"
-    trial = _first_trial(encoder, pixels, turns, torch.device(device or default_device()), batch)
+    trial = _first_trial(encoder, pixels, todo, turns, torch.device(device or default_device()), workers, batch)
     return _chosen(trial, todo, workers, batch)
 
-def _first_trial(encoder, pixels, turns, device, batch) -> _Trial:
-    "A trial that begins with a guess"
-    guess = _guess(device, encoder.view.size)
-    return _Trial(encoder, pixels, device, turns, Plan(guess.precision, batch or guess.batch))
+def _first_trial(encoder, pixels, todo, turns, device, workers, batch) -> _Trial:
+    "A trial that begins with a guess, and with the galaxy of most contrast"
+    guess, bright = _guess(device, encoder.view.size), pixels[:_PIECE].float().flatten(1).std(1).argmax().item()
+    fair = max(_PIECE, todo // (2 * workers) // _PIECE * _PIECE) if workers > 1 else guess.batch   # nobody waits long
+    return _Trial(encoder, pixels.roll(-bright, 0), device, turns, Plan(guess.precision, batch or min(guess.batch, fair)))
 
 def _chosen(trial: _Trial, todo: int, workers: int, batch: int | None) -> Plan:
     "The plan that a trial ends with"
@@ -291,10 +294,9 @@ def _chosen(trial: _Trial, todo: int, workers: int, batch: int | None) -> Plan:
     known = _known(note)
     rows = [row for row in known if batch in (None, row[0].batch)]
     if not any(rate for _, rate, _ in rows):   # none was measured
-        sound = [plan for plan, *_ in rows if plan.batch == guess.batch]
-        if sound: guess = trial.guess = sound[0]
-        elif not trial.check(guess, 2): guess = trial.guess = Plan(batch=guess.batch)
-        if not known: _keep(note, [(guess, 0., 0.)])   # it is sound
+        if rows: guess = trial.guess = Plan(rows[0][0].precision, guess.batch)   # it was sound
+        elif not trial.check(guess, 1): guess = trial.guess = Plan(batch=guess.batch)
+        if not known: _keep(note, [(guess, 0., 0.)])   # so that nobody asks again
         if todo * turns < _TRIED: return guess
         rows = [trial.measure(guess)]
         cost = 10 * len(pixels[:guess.batch]) / max(rows[0][1], 1e-9)
@@ -379,14 +381,14 @@ def _begin(store, encoder, pieces, turns, device, workers, source, batch_size) -
         looked = 2 * _guess(device, encoder.view.size).batch if left * turns >= _TRIED else _PIECE
         first = list(islice(pieces, max(1, looked // _PIECE)))
         if not first: return _Network(encoder, Plan(), device, turns), iter(())
-        trial = _first_trial(encoder, torch.cat([pixels for _, pixels in first]), turns, device, batch_size)
+        looked = torch.cat([pixels for _, pixels in first])
+        trial = _first_trial(encoder, looked, left, turns, device, workers, batch_size)
         plan, network = _chosen(trial, left, workers, batch_size), trial.network
         atomic_write(store.root / "plan.json", json.dumps(dict(plan=asdict(plan), machine=machine)))
         pieces = chain(first, pieces)
     if network is None or network.plan != plan: network = _Network(encoder, plan, device, turns)
     return network, pieces
 
-_PIECE, _STREAM = 8, 10_000  # pictures read together; galaxies in a stream, which does not say how many it has
 
 # %% ../nbs/55_represent.ipynb #3cad7f5c
 def represent(

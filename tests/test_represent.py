@@ -381,6 +381,14 @@ def test_a_trial_only_where_it_is_repaid(monkeypatch):
     assert choose_plan(encoder, pixels, 50_000, 1, "cpu").compiled and not tried
 
 
+def test_a_small_job_is_shared_fairly(monkeypatch):
+    encoder, pixels = open_encoder(Tiny(), SMALL), pictures(64)
+    spied(monkeypatch, {("float32", False): 100})
+    def batch(todo, **given): return choose_plan(encoder, pixels, todo, 1, "cpu", **given).batch
+    assert [batch(n, workers=2) for n in (3, 40, 100, 150, 1000)] == [8, 8, 24, 32, 32]
+    assert batch(100) == 32 and batch(100, workers=2, batch=50) == 50
+
+
 def test_the_network_that_was_checked_does_the_job(monkeypatch, tmp_path):
     made = []
     class Counted(module._Network):
