@@ -26,6 +26,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 from scipy.stats import norm, rankdata
+from sklearn.cluster import KMeans
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest, RandomForestRegressor
@@ -367,7 +368,7 @@ class AstronomalyStrategy(Strategy):
 
 # %% ../nbs/75_anomaly.ipynb #f3645eb0
 class ClassifierStrategy(Strategy):
-    "The likeliest, by a line and by nearness to labels; before any is of the kind, of the strangest and of all in turn"
+    "The likeliest, by a line and by nearness to labels, and one of each group of the strange"
     components = 256
     def __init__(self, features, seed=0):
         super().__init__(features, seed)
@@ -375,9 +376,14 @@ class ClassifierStrategy(Strategy):
         sample = np.random.default_rng(seed).permutation(len(features))[:5000]
         scores = [made(seed=seed).fit(features[sample]).score(features) for made in (ForestScorer, OutlierScorer)]
         self.strange = [np.argsort(-score, kind="stable")[:max(20, len(score) // 20)] for score in scores]
+        self.odd = np.unique(np.concatenate(self.strange))
+        self.groups = KMeans(min(30, len(self.odd)), random_state=seed).fit_predict(self.near[self.odd])
+    def unseen(self, rows, rng):   # a row of each group of the strange of which none is among `rows`
+        new = rng.permutation(np.flatnonzero(~np.isin(self.groups, self.groups[np.isin(self.odd, rows)])))
+        return rng.permutation(self.odd[new[~pd.Series(self.groups[new]).duplicated()]])
     def ready(self, labels): return len(labels) > 0 and labels.min() < .5 <= labels.max()
     def start(self, rng):
-        drawn = [rng.permutation(rows) for rows in (*self.strange, len(self.x))]
+        drawn = [self.unseen([], rng), *(rng.permutation(rows) for rows in (*self.strange, len(self.x)))]
         turn = np.argsort(np.concatenate([np.arange(len(rows)) for rows in drawn]), kind="stable")
         return pd.unique(np.concatenate(drawn)[turn])
     def learn(self, rows, labels, rng):
@@ -389,7 +395,9 @@ class ClassifierStrategy(Strategy):
         some = rng.permutation(len(rows))[:500]   # a process of more takes long
         near, _ = _process(self.near, rows[some], labels[some])
         score = (rankdata(line) + rankdata(near)) / (2 * len(self.x))
-        return score, score
+        wish, order = score.copy(), np.setdiff1d(np.argsort(-score, kind="stable"), rows, assume_unique=True)
+        if len(order) > 9: wish[self.unseen(rows, rng)[:1]] = score[order[8:10]].mean()   # the tenth
+        return score, wish
 
 class RandomChoice(ClassifierStrategy):
     "Learns as the classifier does, from galaxies chosen at random"

@@ -290,6 +290,28 @@ def test_an_unknown_strategy_names_its_neighbours():
     with pytest.raises(InputError, match="classifier"): ActiveSearch(IDS, FEATURES, strategy="clasifier")
 
 
+def test_a_class_of_two_kinds_is_found_whole():
+    "The likeliest are like what was found: the other kind is met because every group of the strange is looked at"
+    kinds = np.zeros(N, int)
+    kinds[-40:-20], kinds[-20:] = 1, 2
+    apart = FEATURES.copy()
+    apart[-40:] = FEATURES[:40]
+    apart[kinds == 1, 0] += 12
+    apart[kinds == 2, 1] -= 12
+    search, person = ActiveSearch(IDS, apart), simulated_person(IDS, kinds > 0)
+    search.label(IDS[-1], 1)
+    search.label(IDS[0], 0)
+    groups = search.strategy.groups
+    assert len(search.strategy.unseen([], np.random.default_rng(0))) == len(np.unique(groups))
+    assert not np.isin(search.strategy.odd[groups == groups[0]], search.strategy.unseen([search.strategy.odd[0]], np.random.default_rng(0))).any()
+    tenth = search.next(10)[9]
+    assert search.rows[tenth] in search.strategy.odd
+    for _ in range(6):
+        for id in search.next(): search.label(id, person(id))
+    found = [kinds[search.rows[id]] for id, value in search.labels.items() if value]
+    assert found.count(1) > 15 and found.count(2) > 15
+
+
 def test_choosing_beats_chance():
     last = {s: simulate_search(FEATURES, ODD, s, labels=40, runs=1, top=20).groupby("labels").mean(numeric_only=True).loc[40] for s in STRATEGIES}
     assert last["classifier"].found > 2 * last["random"].found

@@ -4,6 +4,7 @@
     python tests/bench/bench_anomaly.py --size 64 --width .5
 
 Both have the same weights, in torch, and read the same PNG files; arms take turns, medians are printed. Read the ratios.
+What can be reached at all is bounded by arithmetic: the last line holds the loop's against that of a product of matrices.
 """
 import argparse
 import copy
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from gz_nbdev.catalog import read_folder
 from gz_nbdev.data import FolderImages, View
@@ -51,6 +53,14 @@ def seconds(function) -> tuple:
     start = time.perf_counter()
     out = function()
     return time.perf_counter() - start, out
+
+
+def ceiling(gan, picture) -> tuple:
+    "Arithmetic of one galaxy, GFLOP; and what a product of large matrices does in bfloat16, GFLOP a second"
+    with FlopCounterMode(display=False) as counter: gan_scores(gan, picture)
+    matrix = torch.randn(4096, 4096, dtype=torch.bfloat16)
+    best = min(seconds(lambda: matrix @ matrix)[0] for _ in range(6))
+    return counter.get_total_flops() / 1e9, 2 * len(matrix)**3 / best / 1e9
 
 
 def main():
@@ -97,6 +107,9 @@ def main():
         worst = max(abs(table.loc[theirs.index, c] / theirs[c] - 1).max() for c in ("image_score", "feature_score"))
         ranks = min(table[c].corr(low[c], method="spearman") for c in ("image_score", "feature_score"))
         print(f"  largest relative difference of a score to the loop's {worst:.1e}; rank correlation of bfloat16 with float32 {ranks:.5f}")
+        work, most = ceiling(weights.model, pixels[:1])
+        print(f"  a galaxy is {work:.2f} GFLOP: the loop does {work / base:,.0f} GFLOP/s, so fifteen times it would be {15 * work / base:,.0f}; a "
+              f"product of matrices in bfloat16 does {most:,.0f}, which would be {most * base / work:.1f} times the loop")
 
 
 if __name__ == "__main__": main()
