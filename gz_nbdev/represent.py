@@ -294,8 +294,8 @@ def _chosen(trial: _Trial, todo: int, workers: int, batch: int | None) -> Plan:
     known = _known(note)
     rows = [row for row in known if batch in (None, row[0].batch)]
     if not any(rate for _, rate, _ in rows):   # none was measured
-        if rows: guess = trial.guess = Plan(rows[0][0].precision, guess.batch)   # it was sound
-        elif not trial.check(guess, 1): guess = trial.guess = Plan(batch=guess.batch)
+        if rows and guess.precision != "float32": guess = trial.guess = Plan(rows[0][0].precision, guess.batch)   # was sound
+        elif not rows and not trial.check(guess, 1): guess = trial.guess = Plan(batch=guess.batch)
         if not known: _keep(note, [(guess, 0., 0.)])   # so that nobody asks again
         if todo * turns < _TRIED: return guess
         rows = [trial.measure(guess)]

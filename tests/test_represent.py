@@ -389,6 +389,14 @@ def test_a_small_job_is_shared_fairly(monkeypatch):
     assert batch(100) == 32 and batch(100, workers=2, batch=50) == 50
 
 
+def test_what_was_noted_of_bf16_does_not_overrule_a_guess_of_float32(monkeypatch):
+    encoder, pixels = open_encoder(Tiny(), SMALL), pictures(64)
+    monkeypatch.setattr(module, "_guess", lambda device, size: Plan("bf16", 32))
+    assert choose_plan(encoder, pixels, 100, 1, "cpu") == Plan("bf16", 32)
+    monkeypatch.setattr(module, "_guess", lambda device, size: Plan("float32", 32))
+    assert choose_plan(encoder, pixels, 100, 1, "cpu") == Plan("float32", 32)
+
+
 def test_the_network_that_was_checked_does_the_job(monkeypatch, tmp_path):
     made = []
     class Counted(module._Network):

@@ -3,6 +3,7 @@
 The figures to read are the ratios: rates depend on the machine and on what else it does.
 """
 import argparse
+import importlib.util
 import multiprocessing
 import tempfile
 import time
@@ -137,7 +138,8 @@ def compare(n: int, d: int, queries: int, peers: set):
         plain, found, built, single = faiss_at_recall(faiss, x, q, truth, reached, ours.approximate["lists"])
         line("faiss IVF-Flat at that recall", plain, base, found, built, single)
         print(f"    approximate: {rate / plain:.2f} of faiss IVF-Flat, {rate / base:.1f} of exact")
-    if "hnsw" in peers:
+    if "hnsw" in peers and importlib.util.find_spec("hnswlib") is None: print("  hnswlib: skipped, it is not installed")
+    elif "hnsw" in peers:
         theirs, found, built, single = hnsw_at_recall(x, q, truth, reached)
         line("hnswlib at that recall", theirs, base, found, built, single)
         print(f"    approximate: {rate / theirs:.2f} of hnswlib")
