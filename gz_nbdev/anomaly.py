@@ -332,13 +332,13 @@ class Strategy:
     def ready(self, labels): return len(labels) >= 10 and labels.min() < .5 <= labels.max()
     def start(self, rng): return rng.permutation(len(self.x))   # rows, while there is nothing to learn from
 
-def _process(x, rows, labels) -> tuple:   # (galaxies,) mean, (galaxies,) spread
+def _process(x, rows, labels, spread=False):   # (galaxies,) mean; with `spread` that too, which takes longer
     "What a Gaussian process fitted to labels says of every galaxy, in blocks, as each is held against all labels"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         process = GaussianProcessRegressor(RationalQuadratic() + WhiteKernel(), random_state=0).fit(x[rows], labels)
-    parts = [process.predict(part, return_std=True) for part in np.array_split(x, -(-len(x) // 50_000))]
-    return tuple(map(np.concatenate, zip(*parts)))
+    parts = [process.predict(part, return_std=spread) for part in np.array_split(x, -(-len(x) // 50_000))]
+    return tuple(map(np.concatenate, zip(*parts))) if spread else np.concatenate(parts)
 
 class ProcessStrategy(Strategy):
     "Gaussian process and expected improvement (Walmsley et al. 2022)"
@@ -346,7 +346,7 @@ class ProcessStrategy(Strategy):
         super().__init__(features, seed)
         self.x = StandardScaler().fit_transform(self.x)
     def learn(self, rows, labels, rng):   # score, how much each should be looked at
-        mean, spread = _process(self.x, rows, labels)
+        mean, spread = _process(self.x, rows, labels, spread=True)
         better = (mean - labels.max()) / np.maximum(spread, 1e-9)
         return mean, spread * (better * norm.cdf(better) + norm.pdf(better))
 
@@ -393,7 +393,7 @@ class ClassifierStrategy(Strategy):
         yes = np.r_[np.ones(len(rows)), np.zeros(len(rows)), none]
         line = LogisticRegression(C=.03, max_iter=200).fit(x, yes, weight).decision_function(self.x)
         some = rng.permutation(len(rows))[:500]   # a process of more takes long
-        near, _ = _process(self.near, rows[some], labels[some])
+        near = _process(self.near, rows[some], labels[some])
         score = (rankdata(line) + rankdata(near)) / (2 * len(self.x))
         wish, order = score.copy(), np.setdiff1d(np.argsort(-score, kind="stable"), rows, assume_unique=True)
         if len(order) > 9: wish[self.unseen(rows, rng)[:1]] = score[order[8:10]].mean()   # the tenth

@@ -492,7 +492,7 @@ def score_pictures(
     if view.size != weights.model.size:
         raise InputError(f"{weights.info['name']} was trained on {weights.model.size} px, and a view of {view.size} px is asked for: "
                          f"use View({weights.model.size}, ...), or a network trained at that size")
-    gan = _copied(weights.model, device, torch.bfloat16 if half else torch.float32, torch.channels_last)
+    gan = _copied(weights.model, device, torch.bfloat16 if half else torch.float32)
     def compute(pixels): return gan_scores(gan, pixels.to(device).float() / 255, refine)
     meta = dict(kind="gan scores", weights=weights.hash, refine=refine, half=half)
     return over_galaxies(source, view, compute, out, meta, batch_size, device=device, progress=progress)

@@ -116,19 +116,19 @@ class Plan:
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 # %% ../nbs/55_represent.ipynb #1ed5f93c
-def _copied(module: nn.Module, device, dtype, layout) -> nn.Module:
+def _copied(module: nn.Module, device, dtype) -> nn.Module:
     "A copy to run, its tensors converted at once; those that need no change are shared"
     def convert(t):
-        kept = dict(memory_format=layout if t.dim() == 4 else torch.preserve_format)
+        kept = dict(memory_format=torch.channels_last if t.dim() == 4 else torch.preserve_format)
         new = t.detach().to(device, dtype if t.is_floating_point() else t.dtype, **kept)
         return nn.Parameter(new, False) if isinstance(t, nn.Parameter) else new
     return deepcopy(module, {id(t): convert(t) for t in chain(module.parameters(), module.buffers())}).eval()
 
 class _Network:
     "An encoder, run as a plan says: pixels in, representations out"
-    def __init__(self, encoder: Encoder, plan: Plan, device, turns: int, layout=torch.channels_last):
+    def __init__(self, encoder: Encoder, plan: Plan, device, turns: int):
         self.encoder, self.plan, self.device, self.turns = encoder, plan, device, turns
-        self.module = _copied(encoder.module, device, _DTYPES[plan.precision], layout)
+        self.module = _copied(encoder.module, device, _DTYPES[plan.precision])
         if plan.compiled: self.module = torch.compile(self.module, dynamic=False, options=dict(freezing=True))
 
     def _once(self, pixels: Tensor) -> Tensor:   # (B, width) float32
@@ -294,8 +294,8 @@ def _chosen(trial: _Trial, todo: int, workers: int, batch: int | None) -> Plan:
     known = _known(note)
     rows = [row for row in known if batch in (None, row[0].batch)]
     if not any(rate for _, rate, _ in rows):   # none was measured
-        if rows and guess.precision != "float32": guess = trial.guess = Plan(rows[0][0].precision, guess.batch)   # was sound
-        elif not rows and not trial.check(guess, 1): guess = trial.guess = Plan(batch=guess.batch)
+        sound = guess.precision in ("float32", rows[0][0].precision) if rows else trial.check(guess, 1)
+        if not sound: guess = trial.guess = Plan(batch=guess.batch)
         if not known: _keep(note, [(guess, 0., 0.)])   # so that nobody asks again
         if todo * turns < _TRIED: return guess
         rows = [trial.measure(guess)]
@@ -381,14 +381,13 @@ def _begin(store, encoder, pieces, turns, device, workers, source, batch_size) -
         looked = 2 * _guess(device, encoder.view.size).batch if left * turns >= _TRIED else _PIECE
         first = list(islice(pieces, max(1, looked // _PIECE)))
         if not first: return _Network(encoder, Plan(), device, turns), iter(())
-        looked = torch.cat([pixels for _, pixels in first])
-        trial = _first_trial(encoder, looked, left, turns, device, workers, batch_size)
+        pixels = torch.cat([part for _, part in first])
+        trial = _first_trial(encoder, pixels, left, turns, device, workers, batch_size)
         plan, network = _chosen(trial, left, workers, batch_size), trial.network
         atomic_write(store.root / "plan.json", json.dumps(dict(plan=asdict(plan), machine=machine)))
         pieces = chain(first, pieces)
     if network is None or network.plan != plan: network = _Network(encoder, plan, device, turns)
     return network, pieces
-
 
 # %% ../nbs/55_represent.ipynb #3cad7f5c
 def represent(
