@@ -430,6 +430,8 @@ def _extras(precision, average, freeze, device) -> list:
     if freeze: cbs.append(BnFreeze())
     return cbs
 
+_MOMENTUM = .9, .8, .9  # at the first learning rate, at the highest and at the last
+
 def galaxy_learner(
     dls,                                  # DataLoaders from `galaxy_dls`, made with a schema
     encoder: str = "resnet10t",           # what `create_encoder` takes
@@ -451,10 +453,11 @@ def galaxy_learner(
     if freeze: _freeze(model, freeze)
     loss = DirichletMultinomialLoss(dls.schema).to(dls.device)
     learn = Learner(dls, model, loss_func=loss, opt_func=FusedAdam, splitter=layer_groups,
-                    metrics=_MeanMetric(FractionError(dls.schema)), **kwargs)
+                    metrics=_MeanMetric(FractionError(dls.schema)), **{"moms": _MOMENTUM, **kwargs})
     learn.recorder.loss, learn.recorder.smooth_loss = _MeanLoss(), _SmoothLoss()
     learn.recipe = dict(encoder=str(encoder), dropout=model.head[0].p, layer_decay=layer_decay, freeze=freeze,
-                        precision=precision, compile=False, average=average, start=_hash(model.state_dict().values()))
+                        precision=precision, compile=False, average=average, moms=list(learn.moms),
+                        start=_hash(model.state_dict().values()))
     return learn.add_cbs([StopOnNaN(), GradientClip(_CLIP), *extras])
 
 # %% ../nbs/40_train.ipynb #18ba58f8

@@ -324,6 +324,7 @@ def test_a_checkpoint_that_is_no_safetensors(tmp_path):
     ("start was", dict(seed=1), {}),
     ("dropout was 0.2, now is 0.5", dict(dropout=.5), {}),
     ("layer_decay was null, now is 0.5", dict(layer_decay=.5), {}),
+    ("moms was [0.9, 0.8, 0.9], now is [0.95, 0.85, 0.95]", dict(moms=(.95, .85, .95)), {}),
     ("freeze was null, now is \"encoder\"", dict(freeze="encoder"), {}),
     ("precision was null, now is \"bf16\"", dict(precision="bf16"), {}),
     ("average was null, now is 0.9", dict(average=.9), {}),

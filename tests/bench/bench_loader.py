@@ -86,7 +86,9 @@ def epochs(args) -> dict:
             deliver(dl)
             later.append(time.perf_counter() - start)
         return dict(rate=args.rows / first, later=args.rows / median(later), cpu=cpu)
-    finally: shutil.rmtree(folder)
+    finally:
+        shutil.rmtree(folder)
+        os.sync()   # or the disk frees it while the next arm writes
 
 
 def memory(args) -> dict:
@@ -108,7 +110,9 @@ def memory(args) -> dict:
         stop.set()
         return dict(rate=seen, before=before[1], own=max(own), written=written, resident=peak()[0],
                     cache=pixels.pixels.nbytes / 1e6)
-    finally: shutil.rmtree(folder)
+    finally:
+        shutil.rmtree(folder)
+        os.sync()   # or the disk frees it while the next arm writes
 
 
 def zoobot(args) -> dict:

@@ -28,7 +28,8 @@ from gz_nbdev.schema import get_schema
 from gz_nbdev.simulate import simulate_survey
 from gz_nbdev.train import FractionError, fit_for, galaxy_learner
 
-SCHEMA, WHOLE, KNOWS = get_schema("dr5"), "+ batches of 32, lr .003, fewer epochs", "from gz-sim-small, 2 epochs"
+SCHEMA, WHOLE, KNOWS = get_schema("dr5"), "+ batches of 32, lr .005, fewer epochs", "from gz-sim-small, 2 epochs"
+THEIRS = (.95, .85, .95)   # momentum, as fastai's default has it
 
 
 class Files(torch.utils.data.Dataset):
@@ -112,7 +113,7 @@ def main():
     parser.add_argument("--size", type=int, default=64, help="px of the view")
     parser.add_argument("--encoder", default="resnet10t")
     parser.add_argument("--epochs", type=int, default=8, help="of the plain recipe and of each lever alone")
-    parser.add_argument("--fewer", type=int, default=5, help="epochs of the whole recipe")
+    parser.add_argument("--fewer", type=int, default=4, help="epochs of the whole recipe")
     parser.add_argument("--progressive", type=float, default=.75)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lever-seeds", type=int, default=1, help="seeds that also run each lever; the others: plain and whole")
@@ -120,10 +121,11 @@ def main():
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of the plain recipe")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    # each of the first four adds one thing to the one before it
-    whole = dict(precision="bf16", bs=32, lr=3e-3, epochs=args.fewer)
-    arms = {"pixels decoded once": dict(precision=None, opt=Adam), "+ fused optimiser": dict(precision=None),
-            "+ bf16": dict(precision="bf16"),
+    # each of the first five adds one thing to the one before it
+    whole = dict(precision="bf16", bs=32, lr=5e-3, epochs=args.fewer)
+    arms = {"pixels decoded once": dict(precision=None, opt=Adam, moms=THEIRS),
+            "+ fused optimiser": dict(precision=None, moms=THEIRS), "+ bf16": dict(precision="bf16", moms=THEIRS),
+            "+ momentum from .9": dict(precision="bf16"),
             WHOLE: whole, "the same, growing": dict(whole, progressive=args.progressive),
             KNOWS: dict(precision="bf16", bs=32, lr=5e-4, epochs=2)}
     results = []
