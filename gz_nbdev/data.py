@@ -538,29 +538,28 @@ def _with_speed(stream, total, show: bool):
         if n % 64 == 0: bar.comment = f"{n / (perf_counter() - start):,.0f} galaxies/s"
         yield item
 
-def _sum(data) -> int: return xxhash.xxh3_64_intdigest(data) >> 1   # 63 bits, as fast as memory can be read
-
 def _sum_of(picture) -> int:   # bytes, or a tensor
-    "Checksum of a picture, stored or decoded"
-    return _sum(picture.contiguous().numpy().data if isinstance(picture, Tensor) else picture)
+    "Checksum of a picture, stored or decoded: 63 bits, as fast as memory can be read"
+    data = picture.contiguous().numpy().data if isinstance(picture, Tensor) else picture
+    return xxhash.xxh3_64_intdigest(data) >> 1
 
 # %% ../nbs/20_data.ipynb #4ada8490
 def _decode_into(
-    write,               # called with the good pictures, some at a time, in order: array (n, 3, size, size)
+    write,               # called with the good pictures, some at a time, in order: (n, 3, size, size)
     source, view: View, threads: int | None, progress: bool,
 ) -> pd.DataFrame:       # id_str, stored, pixels, reason
     "Decode a whole source; what became of every picture, with the sums of its bytes (-1: none) and its pixels"
     free = deque()   # memory that was written and may be filled again
     def some(wanted):
         try: into = free.pop()
-        except IndexError: into = np.empty((_TOGETHER, 3, view.size, view.size), np.uint8)
+        except IndexError: into = torch.empty(_TOGETHER, 3, view.size, view.size, dtype=torch.uint8)
         good, rows = 0, []
         for id, item in wanted:
             stored = -1
             try:
                 stored = _sum_of(picture := _get(source, item))
-                into[good] = decode(picture, view).numpy()
-                rows.append((id, stored, _sum(into[good]), ""))
+                into[good] = decode(picture, view)
+                rows.append((id, stored, _sum_of(into[good]), ""))
                 good += 1
             except ImageError as e: rows.append((id, stored, -1, str(e)))
         return into, good, rows
@@ -596,7 +595,7 @@ def _in_memory(source, view, threads, progress) -> PixelCache:
     def write(pictures):
         nonlocal row
         if row + len(pictures) > len(pixels): make_room(2 * len(pixels))  # of a stream nobody knows the end
-        pixels[row:row + len(pictures)] = torch.from_numpy(pictures)
+        pixels[row:row + len(pictures)] = pictures
         row += len(pictures)
     make_room(room)
     index = _decode_into(write, source, view, threads, progress)
@@ -609,7 +608,7 @@ def _write_pixels(file: Path, source, view, threads, progress) -> pd.DataFrame:
         flushed, waiting = pool.submit(bool), 0
         def write(pictures):
             nonlocal flushed, waiting
-            data = memoryview(pictures).cast("B")
+            data = memoryview(pictures.numpy()).cast("B")
             waiting += len(data)
             while len(data): data = data[f.write(data):]   # what a disk that is nearly full takes may be a part
             if waiting > 2**24 and flushed.done():

@@ -110,9 +110,7 @@ def memory(args) -> dict:
         stop.set()
         return dict(rate=seen, before=before[1], own=max(own), written=written, resident=peak()[0],
                     cache=pixels.pixels.nbytes / 1e6)
-    finally:
-        shutil.rmtree(folder)
-        os.sync()   # or the disk frees it while the next arm writes
+    finally: shutil.rmtree(folder)
 
 
 def zoobot(args) -> dict:
