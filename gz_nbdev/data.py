@@ -454,15 +454,14 @@ class ArrayImages:
     def fingerprint(self) -> str: return _hash_rows([*self.ids, _hash_picture(self.images)])
 
 # %% ../nbs/20_data.ipynb #b6cac38b
-_TOGETHER = 8  # pictures that a thread takes at once
-
 def _ahead(
-    work,                  # of some items, at most `_TOGETHER`
+    work,                     # of some items
     items,
-    threads: int | None,   # None = one a core
-):                         # generator of what `work` returns, in the order of `items`
+    threads: int | None,      # None = one a core
+    together: int = 16,       # items at once
+):                            # generator of what `work` returns, in the order of `items`
     "Call `work` in threads that run only a little ahead of the reader"
-    threads, waiting, chunks = threads or num_cpus(), deque(), iter(chunked(items, _TOGETHER))
+    threads, waiting, chunks = threads or num_cpus(), deque(), iter(chunked(items, together))
     with ThreadPoolExecutor(threads) as pool:
         try:
             for chunk in islice(chunks, 2 * threads): waiting.append(pool.submit(work, chunk))
@@ -550,9 +549,10 @@ def _decode_into(
 ) -> pd.DataFrame:       # id_str, stored, pixels, reason
     "Decode a whole source; what became of every picture, with the sums of its bytes (-1: none) and its pixels"
     free = deque()   # memory that was written and may be filled again
+    together = min(32, max(8, 2_000_000 // (3 * view.size**2)))   # the more the better, until the processor's own memory is full
     def some(wanted):
         try: into = free.pop()
-        except IndexError: into = torch.empty(_TOGETHER, 3, view.size, view.size, dtype=torch.uint8)
+        except IndexError: into = torch.empty(together, 3, view.size, view.size, dtype=torch.uint8)
         good, rows = 0, []
         for id, item in wanted:
             stored = -1
@@ -564,7 +564,7 @@ def _decode_into(
             except ImageError as e: rows.append((id, stored, -1, str(e)))
         return into, good, rows
     def written():
-        for into, good, rows in _ahead(some, _wanted(source), threads):
+        for into, good, rows in _ahead(some, _wanted(source), threads, together):
             if good: write(into[:good])
             free.append(into)
             yield from rows
