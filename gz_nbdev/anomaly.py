@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 from scipy.stats import norm, rankdata
@@ -152,20 +153,23 @@ def load_scorer(
     try:
         with safe_open(file, "np") as opened:
             note = json.loads((opened.metadata() or {})["scorer"])
+            version, kind = note["format"], note["kind"]
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is cut short or damaged ({error}): copy it again, or fit and save again") from None
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise InputError(f"{file} holds arrays, but no scorer: save(file) writes one") from None
-    kind = note.get("kind")
-    if note.get("format") != FORMAT:
-        raise InputError(f"{file} has format {note.get('format')}, and this version of gz_nbdev reads {FORMAT}: "
+    if version != FORMAT:
+        raise InputError(f"{file} has format {version}, and this version of gz_nbdev reads {FORMAT}: "
                          "upgrade gz_nbdev")
-    if kind not in SCORERS:
+    if kind not in list(SCORERS):
         raise InputError(f"{file} holds a scorer of the kind {kind!r}, which is unknown here: "
                          f"{near_names(kind, SCORERS)}")
     if _digest(arrays) != note.get("sha256"):
         raise InputError(f"{file} is not what was written (its checksum differs): copy it again")
+    lacking = [name for name in ("components", "seed") if name not in note]
+    lacking += [name for name in ("mean", "scale", "axes", "known") if name not in arrays]
+    if lacking: raise InputError(f"{file} lacks {', '.join(lacking)}, which a scorer needs: fit and save again")
     scorer = SCORERS[kind](note["components"], note["seed"])
     scorer.arrays = arrays
     scorer._fit(arrays["known"])
@@ -209,6 +213,17 @@ def score_anomalies(
     return pd.concat([table, z], axis=1).assign(anomaly_score=percentiles.mean(axis=1))
 
 # %% ../nbs/75_anomaly.ipynb #2c2a9c83
+def _true_or_false(label) -> np.ndarray:
+    "Labels as bool: none blank, none between"
+    label = np.asarray(label)
+    blank = pd.isna(label)
+    if blank.any(): raise InputError(f"{blank.sum()} of {len(label)} labels are blank, the first in row "
+                                     f"{blank.argmax()}: leave these galaxies out, of the scores too")
+    wrong = ~np.isin(label, [0, 1])
+    if wrong.any(): raise InputError(f"the label in row {wrong.argmax()} is {label[wrong.argmax()]!r}: labels are true "
+                                     "or false, 1 or 0; of fractions make them by fraction >= .5")
+    return label.astype(bool)
+
 def _judges(galaxies: int, shares) -> dict:   # name: function of labels and scores
     "What is asked of a ranking beside its average precision"
     judges = dict(roc_auc=roc_auc_score)
@@ -226,7 +241,7 @@ def anomaly_report(
     shares=(),             # parts of the list, such as (.01, .05): adds recall and rws there, all with intervals
 ) -> pd.DataFrame:         # a row a score, last random: average_precision (interval), roc_auc, precision, recall, lift
     "Rank by each score and by chance, with bootstrap intervals over galaxies"
-    label, rows = np.asarray(label, bool), {}
+    label, rows = _true_or_false(label), {}
     scores = scores.assign(random=np.random.default_rng(seed).uniform(size=len(scores)))
     for name in scores:
         value = ranking_metrics(label, scores[name], n)
@@ -408,6 +423,11 @@ STRATEGIES = {"classifier": ClassifierStrategy, "gaussian_process": ProcessStrat
               "astronomaly": AstronomalyStrategy, "random": RandomChoice}
 
 # %% ../nbs/75_anomaly.ipynb #f1336553
+def _strategy(name: str) -> type:
+    "The strategy of that name"
+    if name not in STRATEGIES: raise InputError(f"no strategy is called {name!r}. {near_names(name, STRATEGIES)}")
+    return STRATEGIES[name]
+
 def _fingerprint(ids, features) -> str:
     "Hash of a table of representations"
     digest = hashlib.sha256("\0".join(ids).encode())
@@ -428,9 +448,7 @@ class ActiveSearch:
         if len(features) != len(self.ids):
             raise InputError(f"{len(self.ids)} ids for {len(features)} representations: each galaxy needs one of each")
         if isinstance(strategy, str):
-            if strategy not in STRATEGIES:
-                raise InputError(f"no strategy is called {strategy!r}. {near_names(strategy, STRATEGIES)}")
-            strategy = STRATEGIES[strategy](features, seed)
+            strategy = _strategy(strategy)(features, seed)
         if len(strategy.x) != len(features):
             raise InputError(f"the strategy was made of {len(strategy.x)} galaxies, but here are {len(features)}")
         self.strategy, self.seed, self.rows = strategy, seed, {id: i for i, id in enumerate(self.ids)}
@@ -469,31 +487,59 @@ def _open(self: ActiveSearch, file: Path, header: dict) -> None:
     except OSError as error:
         raise InputError(f"the labels cannot be kept in {self.file} ({error.strerror}): give another folder") from None
     *lines, rest = data.split(b"\n")
-    if rest:
-        try: whole = isinstance(json.loads(rest), dict)
-        except ValueError: whole = False
-        if whole: lines.append(rest)
-        else: self.message = (f"The last line of {self.file.name} was cut short ({len(rest)} bytes) and is left out: "
-                              "label that galaxy again.")
-        atomic_write(self.file, b"".join(line + b"\n" for line in lines))
-    if not lines:
-        atomic_write(self.file, json.dumps(header) + "\n")
-        return
-    first = self._parse(lines[0], 1)
-    for key, value in header.items():
-        if first.get(key) != value:
-            raise InputError(f"{self.file} holds labels of another table ({key} is {first.get(key)!r}, here "
-                             f"{value!r}): give the ids and representations it was begun with, or another file")
+    first = json.dumps(header).encode()
+    if lines or not first.startswith(rest): self._check_first((lines or [rest])[0], header)
+    whole = _said(rest) is not None
+    if rest and not whole: self.message = (f"The last line of {self.file.name} was cut short ({len(rest)} bytes) and "
+                                           "is left out: label that galaxy again.")
+    if not lines: lines = [first]
+    elif whole: lines.append(rest)
     for number, line in enumerate(lines[1:], 2): self._take(self._parse(line, number), f"{self.file}, line {number}: ")
     if self.history: self.message += f" Goes on with {len(self):,} labels."
+    mended = b"".join(line + b"\n" for line in lines)
+    if mended != data: self._mend(data, mended)
+    self._size = len(mended)   # the file has this size as long as nobody else writes to it
 
 # %% ../nbs/75_anomaly.ipynb #77875ade
+def _said(line: bytes):   # dict, or None
+    "What a line says, if it is whole"
+    try: said = json.loads(line)
+    except ValueError: return None
+    return said if isinstance(said, dict) else None
+
+@patch
+def _check_first(self: ActiveSearch, line: bytes, header: dict) -> None:
+    "The first line must be that of a file of labels, and of this table"
+    said = _said(line)
+    if said is None or not header.keys() <= said.keys():
+        raise InputError(f"{self.file} is no file of labels (its first line is {line[:40]!r}) and is left as it is: "
+                         "give another file")
+    for key, value in header.items():
+        if said[key] != value:
+            raise InputError(f"{self.file} holds labels of another table ({key} is {said[key]!r}, here "
+                             f"{value!r}): give the ids and representations it was begun with, or another file")
+
+@patch
+def _lock(self: ActiveSearch) -> FileLock:
+    "One writes at a time"
+    return FileLock(self.file.with_name(f".{self.file.name}.lock"))
+
+@patch
+def _mend(self: ActiveSearch, read: bytes, mended: bytes) -> None:
+    "Begin the file, or put its end right, unless somebody wrote to it since it was read"
+    try:
+        with self._lock():
+            if (self.file.read_bytes() if self.file.exists() else b"") != read:
+                raise InputError(f"another session is writing to {self.file}: open it again")
+            atomic_write(self.file, mended)
+    except OSError as error:
+        raise InputError(f"the labels cannot be kept in {self.file} ({error.strerror}): give another folder") from None
+
 @patch
 def _parse(self: ActiveSearch, line: bytes, number: int) -> dict:
     "One line of the file"
-    try: said = json.loads(line)
-    except ValueError: said = None
-    if not isinstance(said, dict):
+    said = _said(line)
+    if said is None:
         raise InputError(f"{self.file}, line {number} is damaged ({line[:40]!r}): mend or take out that line; the "
                          "others are kept")
     return said
@@ -520,12 +566,17 @@ def _say(self: ActiveSearch, line: dict) -> None:
     self._take(line)
     if self.file is None: return
     try:
-        with open(self.file, "ab") as file:
-            size = file.tell()
+        with self._lock(), open(self.file, "r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size != self._size:
+                self.history.pop()
+                raise InputError(f"another session wrote to {self.file}, and this was not taken down; nothing else is "
+                                 "lost. Open it again, and say it again: one session at a time")
             try:
                 file.write(json.dumps(line).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
+                self._size = file.tell()
             except OSError:
                 file.truncate(size)
                 raise
@@ -617,7 +668,7 @@ def simulate_search(
     features,               # (galaxies, features)
     values,                 # (galaxies,) what the person says: 0 to 1; .5 and more is the class
     strategy="classifier",  # one of `STRATEGIES`
-    labels: int = 200,      # of the person, in all
+    labels: int = 200,      # of the person, in all; at most one a galaxy
     n: int = 10,            # a round
     runs: int = 15,
     top: int = 200,         # length of the list that is judged
@@ -625,7 +676,8 @@ def simulate_search(
 ) -> pd.DataFrame:          # a row a round: strategy, run, labels, found, top_share, (unseen_)average_precision
     "How fast a class is found by a strategy"
     ids, rows = [f"{i}" for i in range(len(features))], []
-    values, made = np.asarray(values, float), STRATEGIES[strategy](features, seed)
+    if n < 1: raise InputError(f"n={n} galaxies a round: at least one is needed")
+    values, made, labels = np.asarray(values, float), _strategy(strategy)(features, seed), min(labels, len(features))
     person = simulated_person(ids, values)
     for run in range(runs):
         search = ActiveSearch(ids, features, strategy=made, seed=seed + run)

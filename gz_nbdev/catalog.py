@@ -14,11 +14,12 @@ import csv
 import gzip
 import hashlib
 import html
+import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from warnings import catch_warnings, simplefilter
+from warnings import catch_warnings, simplefilter, warn
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,18 @@ def _header(path: Path) -> tuple[str, list]:   # separator, names of the columns
     return separator, names
 
 # %% ../nbs/05_catalog.ipynb #b3e72dc1
+def _refuse_short_rows(path: Path, separator: str, names: list) -> None:
+    "An error for the first row with fewer cells than there are columns; lines without text are no rows"
+    with _open_text(path) as file:   # fast, and enough where no cell is quoted
+        if all(line.count(separator) >= len(names) - 1 and '"' not in line for line in file): return
+    with _open_text(path) as file:
+        rows = csv.reader(file, delimiter=separator)
+        for row in rows:
+            if len(row) < len(names) and "".join(row).strip():
+                raise InputError(f"{path.name}: the row that ends in line {rows.line_num:,} has {len(row)} of "
+                                 f"{len(names)} cells: every row needs one cell a column. If it is the last, the file "
+                                 "was cut: copy it again")
+
 def _read_text(path: Path) -> pd.DataFrame:
     "A CSV, or its kin with `;`, tabs or spaces"
     try:
@@ -69,6 +82,7 @@ def _read_text(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, sep=separator, names=names, header=0, encoding="utf-8-sig", dtype=text,
                             low_memory=False, keep_default_na=False,
                             na_values={c: _BLANKS for c in names if c not in text})
+        if table.iloc[:, -1].isin([np.nan, ""]).any(): _refuse_short_rows(path, separator, names)  # others end in no blank
     except InputError: raise
     except (ValueError, csv.Error, EOFError, OSError, pd.errors.ParserError) as e:  # as pandas, csv and gzip complain
         raise InputError(f"{path.name} cannot be read as a table of text: {e}. Save it as CSV in UTF-8, one row a "
@@ -84,6 +98,13 @@ def _as_text(values) -> list:
     return ["" if value is None or value is pd.NA or value is np.ma.masked or value != value else
             value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else str(value) for value in values]
 
+def _picture_columns(schema) -> list:   # names
+    "The columns of a pyarrow schema that may hold encoded pictures: bytes, or {bytes, path} as the hub stores them"
+    import pyarrow as pa
+    def is_bytes(kind): return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    def inner(kind): return [kind] if not pa.types.is_struct(kind) else [part.type for part in kind if part.name == "bytes"]
+    return [field.name for field in schema if any(map(is_bytes, inner(field.type)))]
+
 def _read_parquet(path: Path) -> pd.DataFrame:
     "The columns of a parquet file that hold one number or text a row; the others are not even read"
     import pyarrow as pa
@@ -94,23 +115,24 @@ def _read_parquet(path: Path) -> pd.DataFrame:
                       if not (pa.types.is_nested(field.type) or pa.types.is_binary(field.type))]
             columns = file.read(columns=simple)
             skipped = [name for name in file.schema_arrow.names if name not in simple]
+            pictures = _picture_columns(file.schema_arrow)
     except (pa.ArrowException, OSError) as e:
         raise InputError(f"{path.name} is not a whole parquet file: {e}") from e
     table = _from_arrow(columns)
-    table.attrs["skipped"] = skipped
+    table.attrs |= dict(skipped=skipped, pictures=pictures)
     return table
 
 def _from_arrow(columns) -> pd.DataFrame:
     "A pyarrow Table: ids digit by digit, columns of lists, structures or bytes left out"
     import pyarrow as pa
     def one_value(kind): return not (pa.types.is_nested(kind) or pa.types.is_binary(kind))
-    skipped = [field.name for field in columns.schema if not one_value(field.type)]
+    skipped, pictures = [f.name for f in columns.schema if not one_value(f.type)], _picture_columns(columns.schema)
     columns = columns.drop_columns(skipped)
     for i, field in enumerate(columns.schema):
         if _is_id(field.name) and pa.types.is_integer(field.type):
             columns = columns.set_column(i, field.name, columns.column(i).cast(pa.string()))
     table = columns.to_pandas(ignore_metadata=True)
-    table.attrs["skipped"] = skipped
+    table.attrs |= dict(skipped=skipped, pictures=pictures)
     return table.drop(columns=[c for c in table if re.fullmatch(r"__index_level_\d+__", c)])
 
 # %% ../nbs/05_catalog.ipynb #8f87bd0c
@@ -205,7 +227,7 @@ def _locate(
     "The first of `places` under which pictures are found (the first 50 are tried)"
     def fill(place, file): return place.format(file=file, name=Path(file).name)
     for place in places:
-        if any((Path(root) / fill(place, file)).exists() for file in files.iloc[:50] if file):
+        if any(os.path.exists(Path(root) / fill(place, file)) for file in files.iloc[:50] if file):  # False if too long
             return files if place == "{file}" else files.map(lambda file: fill(place, file))
     return None
 
@@ -457,12 +479,12 @@ def read_catalog(
     source,         # path, DataFrame, astropy Table or pyarrow Table
     root=None,      # folder of the pictures; by default that of the file
 ) -> pd.DataFrame:  # id_str, then file_loc, ra, dec, label and votes where there are any, then all other columns
-    "Any table of galaxies as a catalog; `attrs` tells what was decided, and which columns are not used"
+    "Any table of galaxies as a catalog; `attrs` tells what was decided, and which columns are not used or hold `pictures`"
     table = read_table(source)
     if root is None and isinstance(source, (str, Path)): root = Path(source).parent
     reader = next((reader for signs, reader in _SIGNS if set(signs) <= set(table.columns)), _standard)
     catalog = reader(table, root)
-    catalog.attrs["root"] = None if root is None else str(root)
+    catalog.attrs |= dict(root=None if root is None else str(root), pictures=table.attrs.get("pictures", []))
     return catalog
 
 # %% ../nbs/05_catalog.ipynb #4fce952b
@@ -475,6 +497,11 @@ def read_folder(
     root = Path(root)
     if not root.is_dir(): raise InputError(f"There is no folder {str(root)!r}")
     files = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
+    odd = [p for p in files if re.search("[\ud800-\udfff]", str(p))]   # bytes that are no UTF-8
+    if odd:
+        warn(f"{_count(len(odd), 'picture')} under {str(root)!r} left out, whose names are not UTF-8, the first "
+             f"{str(odd[0])!r}: rename them", stacklevel=2)
+        files = sorted(set(files) - set(odd))
     if not files: raise InputError(f"There is no picture under {str(root)!r}: none of its files ends in {', '.join(_PICTURES)}")
     ids = [p.stem for p in files]
     if len(set(ids)) < len(ids): ids = [p.with_suffix("").as_posix() for p in files]   # the same name in two folders
@@ -834,6 +861,7 @@ def check_catalog(
     if label is not None: found += _check_label(catalog, label)
     if split is not None: found += _check_split(catalog, split)
     used = {"id_str", "file_loc", "ra", "dec", label, catalog.attrs.get("label"), *votes}
+    used |= {"image"} & set(catalog.attrs.get("pictures", []))   # the column that `ParquetImages` reads
     return Report(found + _check_rest(catalog, used | ({split} if isinstance(split, str) else set())))
 
 # %% ../nbs/05_catalog.ipynb #295e2351

@@ -36,7 +36,7 @@ from .schema import InputError, Schema, get_schema, near_names
 from .catalog import check_catalog, read_catalog, read_folder, read_table, split_catalog
 from .store import Store, atomic_write, write_parquet, write_table
 from .simulate import draw_galaxies, simulate_survey, vote_model
-from .data import _INNER, FolderImages, ParquetImages, View, check_images, load_hub, load_pixels
+from .data import _INNER, _sides, FolderImages, ParquetImages, View, check_images, load_hub, load_pixels
 from .metrics import bootstrap, mean_fractions, vote_differences, vote_errors
 from .models import Weights, create_encoder, imagenet_weights, is_weights, load_weights, note_temperature, shipped_weights
 from .train import TensorBoardLog, WandbLog, machine_name, train_votes
@@ -54,9 +54,11 @@ def _command(run):
     "A console command: an `InputError` becomes its message and exit code 2, Ctrl-C ends quietly"
     @functools.wraps(run)
     def command(*args, **kwargs):
-        try: return run(*args, **kwargs)
+        try:
+            if kwargs.get("seed", 0) < 0: raise InputError(f"--seed {kwargs['seed']}: a whole number, 0 or more")
+            return run(*args, **kwargs)
         except InputError as error: message, code = f"error: {error}", 2
-        except KeyboardInterrupt: message, code = "stopped; the same command goes on from here", 130
+        except KeyboardInterrupt: message, code = "stopped; the same command goes on from what is written", 130
         print(message, file=sys.stderr)
         raise SystemExit(code)
     return call_parse(command)
@@ -551,8 +553,10 @@ def gz_check(
     report = check_catalog(table, schema or None, label=label or None)
     print(report)
     report.raise_errors()
-    if "file_loc" in table:
-        report = check_images(FolderImages(table, root or Path(catalog).parent))
+    source = (FolderImages(table, root or Path(catalog).parent) if "file_loc" in table else
+              ParquetImages(catalog) if "image" in table.attrs["pictures"] else None)
+    if source is not None:
+        report = check_images(source)
         print(report)
         report.raise_errors()
 
@@ -585,7 +589,7 @@ def open_galaxies(
     if path.is_dir(): table, root = read_folder(path), path
     else: table = read_catalog(name, root=root or None)
     if "file_loc" in table: source = FolderImages(table, root or path.parent)
-    elif path.suffix == ".parquet" and "image" in table: source = ParquetImages(path)
+    elif path.suffix == ".parquet" and "image" in table.attrs["pictures"]: source = ParquetImages(path)
     else: raise InputError(f"{name} says of no galaxy where its picture is: name the files in a column file_loc, relative to "
                            f"{str(root or path.parent)!r} (another folder: --root), or keep the pictures in a column image")
     source.catalog = table
@@ -609,7 +613,9 @@ def _checked_votes(table, schema, seed) -> tuple:   # catalog with a split, Sche
     report = check_catalog(table, tree)
     print(report)
     report.raise_errors()
-    if "split" in table or "is_valid" in table: return table, tree
+    if "split" in table or "is_valid" in table:
+        _sides(table, .1, seed)   # what is wrong with them is said before the work
+        return table, tree
     return table.assign(split=split_catalog(table, valid=.1, seed=seed + _INNER)), tree
 
 def _tensorboard(out): return [TensorBoardLog(out / "tensorboard")]
@@ -665,7 +671,7 @@ def gz_train(
 # %% ../nbs/98_cli.ipynb #f8e2cdcf
 def _validates(table) -> np.ndarray:
     "Which rows of a table validate"
-    return (table.is_valid.astype(bool) if "is_valid" in table else table.split == "valid").to_numpy()
+    return _sides(table, .1, 0) == 1
 
 def _of_weights(weights, folder) -> str:
     "Where the weights are, and how good the best epoch was"
@@ -742,7 +748,7 @@ def _catalog_of(catalog, root, split) -> tuple:   # table, source of its picture
     path = Path(catalog)
     if path.is_file():
         table = read_catalog(path, root=root or None)
-        if "file_loc" not in table and "image" not in table: return table, None
+        if "file_loc" not in table and "image" not in table.attrs["pictures"]: return table, None
     source = open_galaxies(catalog, root, split)
     return source.catalog, source
 
@@ -869,7 +875,8 @@ def _say_figures(figures, values, numbers):
 def _judged(features, values, numbers, seed) -> pd.DataFrame:
     "Cross-validated figures, of as many folds as the labels allow"
     folds = min(5, len(values) if numbers else int(np.bincount(values, minlength=2).min()))
-    if folds < 2: raise InputError(f"{len(values)} labels, {int(np.sum(values))} of the class: at least two of each kind are needed")
+    if numbers and len(values) < 7: raise InputError(f"{len(values)} numbers: at least seven are needed, of which five teach while the others judge")
+    if folds < 3: raise InputError(f"{len(values)} labels, {int(np.sum(values))} of the class: at least three of each kind are needed")
     fit = fit_column if numbers else fit_class
     unseen = cross_validate(features, values, folds, 3, seed, fit)
     return (column_figures if numbers else class_figures)(values, unseen, seed)
@@ -917,6 +924,8 @@ def gz_finetune(
     "Find a class from a few dozen labels: a classifier, how good it is, and the whole survey ranked"
     device, path = _device(device), Path(out) / f"found.{_named(form, _FORMS, '--form')}"
     if tune and numbers: raise InputError("--tune teaches a class: leave out --numbers")
+    for name, value, least in (("--background", background, 0), ("--top", top, 0), ("--epochs", epochs, 1)):
+        if value < least: raise InputError(f"{name} {value}: a whole number, {least} or more")
     galaxies, source = _galaxies(catalog, root, split, table, tune)
     marked, column = _labels(labels, galaxies, label, above, below, cuts, schema)
     network = load_weights(weights) if tune or not table else None
@@ -975,7 +984,11 @@ def gz_anomaly(
         trained = train_gan(open_galaxies(catalog, root, split), out, view, width, iterations=iterations, seed=seed, device=device)
         return print(_of_gan(trained, Path(out)))
     source = _catalog_of(catalog, root, split)[1] if catalog else None
-    if table: found, meta = _strange_vectors(table, seed)
+    if table:
+        if native or half or refine or (weights, feature_weight) != ("gz-sim-gan", .2):
+            raise InputError("--table scores representations: leave out --weights, --native, --refine, --half and --feature-weight, "
+                             "which are about pictures; or leave out --table")
+        found, meta = _strange_vectors(table, seed)
     else:
         _asked_for(catalog)
         found, meta = _strange_pictures(source, Path(out), weights, native, refine, half, feature_weight, device)
@@ -999,7 +1012,8 @@ def _strange_vectors(table, seed) -> tuple:   # scores, the strangest first; wha
 def _strange_pictures(source, out, weights, native, refine, half, feature_weight, device) -> tuple:   # as above
     "Pictures scored by a GAN; scores and codes also in the published form"
     gan = load_gan(weights)
-    if not 0 <= feature_weight <= 1: raise InputError(f"--feature_weight {feature_weight}: a share between 0 and 1")
+    if not 0 <= feature_weight <= 1: raise InputError(f"--feature-weight {feature_weight}: a share between 0 and 1")
+    if refine < 0: raise InputError(f"--refine {refine}: a number of steps, 0 or more")
     if source is None: raise InputError("the catalog names no pictures: name the files in a column file_loc")
     view = View(gan.model.size, native=True) if native else gan.view
     store = score_pictures(gan, source, out / "store", refine, half, view=view, device=device)

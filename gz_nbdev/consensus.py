@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
 from .schema import PALETTE, InputError, near_names
-from .catalog import _count, _shown, match_ids, read_table
+from .catalog import FORMATS, _count, _header, _shown, match_ids, read_table
 from .metrics import bootstrap, rank_weighted_score, ranking_metrics
 from .predict import _same_threads
 from .represent import _umap
@@ -256,21 +256,29 @@ def read_consensus(
     found = {"id_str": _pick(table, "id_str", ("subject_id", "subject_ids", "id_str", "id"), names)}
     found |= {want: _pick(table, want, known, names, want != "users") for want, known in _COLUMNS.items()}
     votes = pd.DataFrame({want: table[c] for want, c in found.items() if c is not None})
-    votes["id_str"] = _text_ids(votes.id_str, "the table of counts")
-    k, n = _check_counts(votes.selected, votes.viewed, votes.id_str.to_numpy())
-    broken = (k != np.floor(k)) | (n != np.floor(n))
-    if broken.any(): raise InputError(f"Counts that are not whole in {_subjects(broken)} (the first: "
-                                      f"{votes.id_str[broken.argmax()]!r}): are these fractions? Counts are needed")
+    votes["id_str"] = _text_ids(_as_written(source, table[found["id_str"]]), "the table of counts")
+    _check_counts(votes.selected, votes.viewed, votes.id_str.to_numpy())
+    for want in votes.columns.drop("id_str"): votes[want] = _whole(votes, want)
     if "users" in votes: _check_users(votes)
-    return votes.astype({c: int for c in votes if c != "id_str"})
+    return votes
 
 # %% ../nbs/80_consensus.ipynb #8baea6af
+def _as_written(source, ids: pd.Series) -> pd.Series:
+    "Ids digit by digit: a table of text whose column was taken for numbers is asked again"
+    if not isinstance(source, (str, Path)) or not pd.api.types.is_numeric_dtype(ids): return ids
+    path = Path(source)
+    if FORMATS.get(Path(path.name.lower().removesuffix(".gz")).suffix) != "text": return ids
+    separator, names = _header(path)
+    text = pd.read_csv(path, sep=separator, names=names, header=0, usecols=[ids.name], dtype=str,
+                       keep_default_na=False, encoding="utf-8-sig")[ids.name]
+    return ids if text.str.contains("[.eE]").any() else text   # written as floats, digits are lost already
+
 def _text_ids(ids: pd.Series, where: str) -> pd.Series:
     "Ids as text: none blank, none twice"
     if ids.dtype.kind == "f":
         raise InputError(f"The ids of {where} are numbers with a point ({ids.iloc[0]}): read them as text")
     ids = ids.astype("str").str.strip()
-    blank, twice = ids.isin(["", "nan", "None", "<NA>"]), ids[ids.duplicated()]
+    blank, twice = ids.isna() | ids.isin(["", "nan", "None", "<NA>"]), ids[ids.duplicated()]
     if blank.any():
         raise InputError(f"No id in {_count(int(blank.sum()), 'row')} of {where}, the first is row {blank.argmax()}")
     if len(twice):
@@ -279,10 +287,20 @@ def _text_ids(ids: pd.Series, where: str) -> pd.Series:
                          "is needed; add up the counts of its workflows first")
     return ids
 
+def _whole(votes: pd.DataFrame, want: str) -> np.ndarray:
+    "The column as whole numbers, none beyond a thousand million"
+    value = pd.to_numeric(votes[want], errors="coerce").to_numpy(float, na_value=np.nan)
+    bad = ~((value % 1 == 0) & (abs(value) <= 1e9))
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(f"Counts that are not whole (or beyond 1,000,000,000) in {_subjects(bad)} (the first: "
+                         f"{votes.id_str.iloc[row]!r} in row {row}, {want} {votes[want].iloc[row]}): are these "
+                         "fractions? Counts are needed")
+    return value.astype(int)
+
 def _check_users(votes: pd.DataFrame) -> None:
     "Between 1 and as many people as views"
-    users = pd.to_numeric(votes.users, errors="coerce")
-    bad = ~((users <= votes.viewed) & (users >= np.minimum(votes.viewed, 1)))
+    bad = ~((votes.users <= votes.viewed) & (votes.users >= np.minimum(votes.viewed, 1)))
     if bad.any():
         first = votes[bad].iloc[0]
         raise InputError(f"Impossible numbers of people for {_subjects(bad)} (the first: {first.id_str!r}, "
@@ -364,10 +382,13 @@ def _read_talk(path, columns: dict, what: str) -> pd.DataFrame:
             raise InputError(f"{path.name}: {what[:-1]} {lack} has no {column!r}: {near_names(column, rows[lack])}")
     kind = next(column for column in columns if column.endswith("_type"))
     key = kind.replace("_type", "_id")
-    about = [row | {key: _subject_id(row[key])} for row in rows if row[kind] == "Subject" and _subject_id(row[key])]
-    if not about: raise InputError(f"{path.name} has {_count(len(rows), what[:-1])}, but none is about a subject")
-    table = pd.DataFrame({new: [str(row[old]) for row in about] for old, new in columns.items() if new}, dtype="str")
-    table.attrs["left_out"] = len(rows) - len(about)   # about a board, a user, or nothing
+    about = [row | {key: _subject_id(row[key])} for row in rows if row[kind] == "Subject" and _subject_id(row[key])
+             and row.get("name", "") is not None]
+    if not about: raise InputError(f"{path.name} has {_count(len(rows), what[:-1])}, but none is about a subject"
+                                   f"{' and has a name' if 'name' in columns else ''}")
+    def text(value): return "" if value is None else str(value)
+    table = pd.DataFrame({new: [text(row[old]) for row in about] for old, new in columns.items() if new}, dtype="str")
+    table.attrs["left_out"] = len(rows) - len(about)   # about a board, a user, or nothing; tags without a name
     return table
 
 def _subject_id(value) -> str:
@@ -605,9 +626,10 @@ def read_scores(
     found = {new: table[old] for old, new in known.items()}
     ids = {}
     subject = found.get("subject_id", found.get("id_str"))
-    if subject is not None: ids["id_str"] = _text_ids(subject, "the scores")
+    if subject is not None: ids["id_str"] = _text_ids(_as_written(source, subject), "the scores")
     if "filename" in found:
-        names = _text_ids(found["filename"], "the scores").str.replace(r"^.*[/\\]|\.(png|jpe?g|fits)$", "", regex=True)
+        names = _text_ids(_as_written(source, found["filename"]), "the scores")
+        names = names.str.replace(r"^.*[/\\]|\.(png|jpe?g|fits)$", "", regex=True)
         ids = {"id_str": names} | ids | {"picture": names}
     if not ids: raise InputError(f"No column names the subjects: {near_names('subject_id', table.columns)}")
     wanted = [c for c in found if c.endswith("_score") or c in ("volunteer_rating", "expert_fraction")]

@@ -44,8 +44,8 @@ from sklearn.preprocessing import StandardScaler
 import gz_nbdev
 from .schema import PALETTE, InputError, get_schema, near_names
 from .store import atomic_write, sha256_file
-from .data import (ImageError, PixelCache, View, _text_ids, decode, galaxy_dls, image_grid, iter_batches,
-                           load_pixels)
+from .data import (ImageError, PixelCache, View, _sides, _text_ids, decode, galaxy_dls, image_grid,
+                           iter_batches, load_pixels)
 from .metrics import bootstrap, calibration_error
 from .models import (GalaxyModel, Weights, create_encoder, is_weights, load_weights, pooled_features,
                              save_weights)
@@ -155,7 +155,10 @@ def match_labels(
         raise InputError(f"{len(twice):,} galaxies have contradictory labels in column {column!r}, the first "
                          f"{twice[0]!r} ({said}): decide which is right")
     values = values.groupby(names).first()
-    rows = pd.Index(ids).get_indexer(values.index)
+    index = pd.Index(ids)
+    if not index.is_unique:
+        raise InputError(f"the representations have {index[index.duplicated()][0]!r} more than once: an id names one galaxy")
+    rows = index.get_indexer(values.index)
     if (rows < 0).any():
         unknown = values.index[rows < 0]
         raise InputError(f"{len(unknown):,} of {len(values):,} labelled galaxies have no representation, the first "
@@ -165,6 +168,10 @@ def match_labels(
     return rows[order], values.to_numpy()[order]
 
 # %% ../nbs/65_finetune.ipynb #b055011e
+def _checked_seed(seed):
+    if not 0 <= seed < 2**32: raise InputError(f"seed={seed}: a whole number from 0 to {2**32 - 1:,}")
+    return seed
+
 def pick_labels(
     labels,               # (galaxies,) true for the class
     positives: int = 50,  # how many of the class
@@ -172,7 +179,7 @@ def pick_labels(
     seed: int = 0,
 ) -> np.ndarray:          # rows chosen, in random order
     "Rows of a balanced sample to learn from; `InputError` if there are not that many"
-    labels, rng = np.asarray(labels, bool), np.random.default_rng(seed)
+    labels, rng = np.asarray(labels, bool), np.random.default_rng(_checked_seed(seed))
     for wanted, rows, what in ((positives, labels, "of the class"), (negatives, ~labels, "not of the class")):
         if rows.sum() < wanted: raise InputError(f"{wanted} galaxies {what} were asked for, but only {rows.sum()} of "
                                                  f"{len(labels)} are labelled so: ask for fewer, or label more")
@@ -284,6 +291,7 @@ def fit_class(
     background=None,                  # (galaxies, features) representations of galaxies nobody labelled: as good as not
 ) -> FewLabelClassifier:
     "Learn a class from few labels: regularised logistic regression on representations, calibrated"
+    _checked_seed(seed)
     (features, labels), count = checked_labels(features, labels), len(labels)
     prevalence = labels.mean() if prevalence is None else prevalence
     if background is not None and len(background):
@@ -321,6 +329,7 @@ def fit_column(
     name: str = "value",          # of the number
 ) -> FewLabelRegressor:
     "Learn a number from few labels: ridge regression on representations"
+    _checked_seed(seed)
     features, values = checked_features(features), as_numbers(np.asarray(values), name).to_numpy()
     if len(values) != len(features): raise InputError(f"{len(values)} values for {len(features)} representations")
     if len(values) < 5 or np.ptp(values) == 0:
@@ -343,11 +352,13 @@ def cross_validate(
     fit: Callable = fit_class, # or `fit_column`
 ) -> np.ndarray:               # (repeats, galaxies) probability, or number, from a model that did not see the galaxy
     "Out-of-fold answers of `fit_class` (stratified) or `fit_column`"
+    _checked_seed(seed)
     if fit is fit_class:
         features, labels = checked_labels(features, labels)
-        if np.bincount(labels).min() < folds:
-            raise InputError(f"{np.bincount(labels).min()} galaxies in the smaller class cannot be dealt into {folds} "
-                             "folds")
+        needed = 4 if folds == 2 else folds   # each fold leaves two of each kind to learn from
+        if np.bincount(labels).min() < needed:
+            raise InputError(f"{labels.sum()} of {len(labels)} labels are of the class, which cannot be dealt into {folds} "
+                             f"folds: at least {needed} of each kind are needed" + ", or 3 for 3 folds" * (folds == 2))
     else: features, labels = checked_features(features), as_numbers(np.asarray(labels), "labels").to_numpy()
     kind, out = StratifiedKFold if fit is fit_class else KFold, np.empty((repeats, len(labels)))
     for r in range(repeats):
@@ -457,6 +468,7 @@ def find(
     top: int | None = None,    # keep so many; None = all
 ) -> pd.DataFrame:             # rank, id_str; probability, expected_purity, expected_completeness; or value, its bounds
     "Every galaxy of a table of representations, the likeliest (or the largest) first"
+    if top is not None and top < 1: raise InputError(f"top={top}: keep at least 1 galaxy, or all with None")
     table = _open_table(table)
     if table.path is not None: finder._same_encoder(encoder_of(table.meta), table.name)
     class_ = isinstance(finder, FewLabelClassifier)
@@ -564,6 +576,7 @@ def _with_valid(catalog, label, valid, seed) -> pd.DataFrame:
                              "needed, of which some validate")
         judged = train_test_split(np.arange(len(labels)), test_size=valid, stratify=labels, random_state=seed)[1]
         catalog = catalog.assign(is_valid=np.isin(np.arange(len(labels)), judged))
+    _sides(catalog, valid, seed)   # what is wrong with them is said before the work
     return catalog
 
 # %% ../nbs/65_finetune.ipynb #47d42ace
@@ -587,8 +600,9 @@ def tune_class(
     "Tune a whole network to a class from labelled pictures"
     if label not in catalog:
         raise InputError(f"the catalog has no column {label!r}: {near_names(label, list(catalog.columns))}")
+    if epochs < 1: raise InputError(f"epochs={epochs}: at least 1 is needed")
     device = torch.device(device or default_device())
-    set_seed(seed)
+    set_seed(_checked_seed(seed))
     model, view, known = _start(weights, view)
     catalog = _with_valid(catalog, label, valid, seed)
     cache = source if isinstance(source, PixelCache) else load_pixels(source, view, progress=progress)
@@ -627,7 +641,7 @@ def head_finder(
 # %% ../nbs/65_finetune.ipynb #3ea4e187
 def _draw(labels, sizes, seed) -> tuple:   # rows that judge; rows that teach, for each size
     "A balanced set to judge, and nested balanced sets to learn from"
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_checked_seed(seed))
     orders = [rng.permutation(np.flatnonzero(labels == kind)) for kind in (1, 0)]
     fewer = min(map(len, orders))
     judged = max(fewer * 3 // 10, 2)
@@ -700,12 +714,12 @@ def plot_learning_curve(
             ax.plot(rows.labels, rows[figure], "o-", color=colour, label=name, ms=4)
             ax.fill_between(rows.labels, lower, upper, color=colour, alpha=.2, lw=0)
         ax.axhline(.5, color="grey", ls=":", lw=1)
-        ax.text(curve.labels.min(), .505, "chance", color="grey", va="bottom")
+        ax.text(curve.labels.max(), .495, "chance", color="grey", va="top", ha="right")
         ax.set_xscale("log")
         ticks = sorted(curve.labels.unique())
-        ax.set_xticks(ticks, [str(n) for n in ticks])
+        ax.set_xticks(ticks, [str(n) if after > 1.3 * n else "" for n, after in zip(ticks, [*ticks[1:], np.inf])])   # no two touch
         ax.minorticks_off()
-        ax.set(xlabel="labelled galaxies, half of the class", ylabel=text, ylim=(.4, 1.01))
+        ax.set(xlabel="labelled galaxies, half of the class", ylabel=text, ylim=(min(.4, curve[f"{figure}_lower90"].min() - .02), 1.01))
     axes[0].legend(frameon=False, fontsize=8)
     fig.suptitle(title)
     plt.close(fig)  # a notebook would show it twice

@@ -40,7 +40,7 @@ from .schema import InputError, near_names
 from .store import Store, atomic_write, sha256_file
 from .simulate import draw_galaxies, take_pictures
 from .data import ArrayImages, PixelCache, View, image_grid, load_pixels
-from .models import _checked_info, keep_freed_memory, load_state
+from .models import _as_written, _check_room, _checked_info, keep_freed_memory, load_state
 from .train import FusedAdam, StopOnNaN, _moments, _put_moments
 from .predict import over_galaxies
 from .represent import _copied, _guess
@@ -90,7 +90,7 @@ class GalaxyGan(nn.Module):
         super().__init__()
         if size % 16 or not 16 <= size <= 256:
             raise InputError(f"A GAN for {size} px: the four steps by two need a multiple of 16, from 16 to 256")
-        if not width > 0 or latent < 1: raise InputError(f"width={width}, latent={latent}: numbers above 0")
+        if not 0 < width < np.inf or latent < 1: raise InputError(f"width={width}, latent={latent}: numbers above 0")
         self.size, self.width, self.latent = size, width, latent
         self.generator = Generator(size, width, latent)
         self.critic, self.encoder = Trunk(size, width, 1), Trunk(size, width, latent)
@@ -216,6 +216,10 @@ def drawn_galaxies(
     return out
 
 # %% ../nbs/70_gan.ipynb #8b10074f
+_NO_SUM = b"0" * 64   # stands in a file for its own checksum while that is computed
+
+def _sum(data: bytes) -> str: return hashlib.sha256(data).hexdigest()
+
 class _Keep(Callback):
     "Everything to go on with, in one file after each epoch"
     order = 60   # after fastai's Recorder
@@ -232,11 +236,14 @@ class _Keep(Callback):
         "Take up what the file holds, if there is one"
         if not self.file.exists(): return
         try:
-            with safe_open(self.file, "pt") as opened: told = json.loads(opened.metadata()["gz_nbdev"])
-            tensors = load(self.file.read_bytes())
+            with safe_open(self.file, "pt") as opened: meta = opened.metadata()
+            told, data = json.loads(meta["gz_nbdev"]), self.file.read_bytes()
+            if len(meta) > 1 and meta["sha256"] != _sum(data.replace(meta["sha256"].encode(), _NO_SUM, 1)): raise ValueError
+            tensors = load(data)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            raise InputError(f"{self.file} cannot be read: delete it to begin anew, or choose another folder") from None
-        differ = [f"{k} was {told['settings'].get(k)}, now is {v}" for k, v in self.settings.items() if told["settings"].get(k) != v]
+            raise InputError(f"{self.file} is not what was written (torn, or damaged since): delete it to begin anew, or choose another folder") from None
+        was = {"pixels": self.settings["pixels"]} | told["settings"]   # which older files lack
+        differ = [f"{k} was {was.get(k)}, now is {v}" for k, v in self.settings.items() if was.get(k) != v]
         if differ: raise InputError(f"{self.file.parent} holds another training ({'; '.join(differ)}): choose another folder")
         def part(name): return {k.partition("|")[2]: v for k, v in tensors.items() if k.startswith(f"{name}|")}
         self.model.load_state_dict(part("model"))
@@ -251,7 +258,8 @@ class _Keep(Callback):
         if not np.isfinite(np.array(self.recorder.final_record, float)).all(): return
         self.rows.append(dict(zip(self.recorder.metric_names[1:-1], map(float, self.recorder.final_record))))
         note = json.dumps(dict(settings=self.settings, rows=self.rows))
-        atomic_write(self.file, save(self.tensors(), {"gz_nbdev": note}))
+        data = save(self.tensors(), {"gz_nbdev": note, "sha256": _NO_SUM.decode()})
+        atomic_write(self.file, data.replace(_NO_SUM, _sum(data).encode(), 1))
 
 # %% ../nbs/70_gan.ipynb #516c5610
 def _fit(learn: Learner, keep: _Keep, epochs: int, progress: bool) -> pd.DataFrame:
@@ -360,7 +368,7 @@ def _gan_card(info) -> str:
 # %% ../nbs/70_gan.ipynb #7b2a3ab0
 def save_gan(
     gan: GalaxyGan,
-    folder,                        # where to; an older one there is replaced
+    folder,                        # where to; an older GAN there is replaced, anything else is refused
     view: View,                    # how pictures became its input
     mode: str = "izi_f",           # of the encoder
     metrics: dict | None = None,   # figures by name, for the card
@@ -368,6 +376,7 @@ def save_gan(
 ) -> Path:                         # the folder
     "Write a folder that `load_gan` reads; numbers are kept in float16, and nothing is pickled"
     folder = Path(folder)
+    _check_room(folder, "gan")
     fresh = folder.with_name(folder.name + ".writing")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -389,12 +398,13 @@ def load_gan(
     name = str(folder)
     shipped = Path(gz_nbdev.__file__).parent / "weights" / name
     folder = shipped if (shipped / "gz.json").is_file() else Path(name)
-    if not (folder / "gz.json").is_file():
+    if not any((inside / "gz.json").is_file() for inside in (folder, folder / "weights")):
         raise InputError(f"{name} is no folder of weights with a gz.json; of those that come with the package: {near_names(name, shipped_gans())}")
     info = _checked_info(folder, "gan")
-    gan = GalaxyGan(info["size"], info["width"], info["latent"]).eval().requires_grad_(False)
-    load_state(gan, folder / "gan.safetensors")
-    return GanWeights(gan, View.from_dict(info["view"]), info)
+    with _as_written(folder):
+        gan, view = GalaxyGan(info["size"], info["width"], info["latent"]), View.from_dict(info["view"])
+    load_state(gan.eval().requires_grad_(False), folder / "gan.safetensors")
+    return GanWeights(gan, view, info)
 
 # %% ../nbs/70_gan.ipynb #97fbe092
 def _gan_pixels(source, view: View, out: Path, bs: int, progress: bool) -> PixelCache:
@@ -425,11 +435,16 @@ def train_gan(
 ) -> GanWeights:
     "Generator and critic, then the encoder; the weights are in `out/weights`, the history in `out/history.csv`"
     if mode not in MODES: raise InputError(f"mode={mode!r}: {near_names(mode, MODES)}")
+    for name, value in dict(iterations=iterations, encoder_steps=encoder_steps, bs=bs).items():
+        if value is not None and not 1 <= value < np.inf: raise InputError(f"{name}={value}: a whole number from 1 on")
+    if not 0 <= seed < 2**32: raise InputError(f"seed={seed}: a whole number from 0 to {2**32 - 1}")
+    _check_room(Path(out) / "weights", "gan")
     device, out, view = torch.device(device or default_device()), Path(out), replace(view, mean=(0, 0, 0), std=(1, 1, 1))
     set_seed(seed)
     gan = GalaxyGan(view.size, width, latent)
     pixels = _gan_pixels(source, view, out, bs, progress)
-    settings = dict(pictures=hashlib.sha256(" ".join(pixels.ids).encode()).hexdigest()[:12], view=view.to_dict(), width=width,
+    sums = pixels.index.loc[pixels.index["reason"] == "", "pixels"].to_numpy("int64")
+    settings = dict(pictures=_sum(" ".join(pixels.ids).encode())[:12], pixels=_sum(sums.tobytes())[:12], view=view.to_dict(), width=width,
                     latent=latent, iterations=iterations, encoder_steps=encoder_steps or 2 * iterations, mode=mode, seed=seed, bs=bs)
     out.mkdir(parents=True, exist_ok=True)
     gan.to(device)

@@ -14,6 +14,7 @@ import ctypes
 import json
 import math
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,14 +55,27 @@ def _refuse_pickle(path):
         raise InputError(f"{path} is a file: weights are a folder with gz.json and model.safetensors. Pickled weights "
                          "(.pkl, .pt, .ckpt) can run any code when they are opened and are not read.")
 
+@contextmanager
+def _as_written(folder):
+    "What is wrong inside a folder of weights, as an `InputError`"
+    try: yield
+    except InputError: raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
+        raise InputError(f"{folder} is no sound folder of weights ({type(error).__name__}: {error}): copy or download it again, "
+                         "or choose another") from None
+
 def create_encoder(
     name: str = "resnet10t",   # a timm name, "hf-hub:owner/name", one of `shipped_weights()` or a folder of weights
     pretrained: bool = False,  # load timm's published weights (needs the network, once)
 ) -> nn.Module:                # (B, 3, H, W) -> (B, features)
     "A timm encoder without a classifier"
+    if is_weights(name) and not _shipped(name):
+        _checked_info(Path(name))
+        _architecture(Path(name))
     name = str(_shipped(name) or name)
     _refuse_pickle(Path(name))
-    if Path(name).is_dir(): return timm.create_model(f"local-dir:{name}", pretrained=True, num_classes=0)
+    if Path(name).is_dir():
+        with _as_written(name): return timm.create_model(f"local-dir:{name}", pretrained=True, num_classes=0)
     if ":" not in name and not timm.is_model(name.split(".")[0]):
         raise InputError(f"no encoder is called {name!r}. {near_names(name, [*shipped_weights(), *timm.list_models()])}")
     return timm.create_model(name, pretrained=pretrained, num_classes=0)
@@ -155,9 +169,26 @@ def _write_info(folder, info):
     atomic_write(folder / "gz.json", json.dumps(info, indent=1).encode())
     atomic_write(folder / "README.md", _card(info).encode())
 
+_FILES = {"encoder": ("config.json", "model.safetensors", "head.safetensors"), "gan": ("gan.safetensors",)}   # beside gz.json
+_KINDS = {"encoder": ("an encoder", "load_weights"), "gan": ("a GAN", "load_gan")}   # in words, and what reads it
+
+def _check_room(folder: Path, kind=None) -> None:
+    "Refuse a folder that holds anything but weights of this kind (None: anything at all): it would be deleted"
+    if not folder.is_symlink() and not folder.exists(): return
+    if folder.is_symlink() or not folder.is_dir(): found = "is a link or a file, where a folder of weights belongs"
+    else:
+        names = {p.name for p in folder.iterdir()}
+        try: info = json.loads((folder / "gz.json").read_text("utf-8"))
+        except (OSError, ValueError): info = None
+        holds = str(info.get("kind", "encoder")) if isinstance(info, dict) and "sha256" in info else None
+        strange = sorted(names - {*_FILES[holds], "gz.json", "README.md"} if holds in _FILES else names)
+        if not names or kind and holds == kind and not strange: return
+        found = f"holds {', '.join(strange[:3]) or _KINDS[holds][0]}, which new weights would replace"
+    raise InputError(f"{folder} {found}: give another out, or delete it")
+
 def save_weights(
     model: GalaxyModel,                # the network
-    folder,                            # where to; an older one there is replaced
+    folder,                            # where to; older weights there are replaced, anything else is refused
     view: View,                        # how pictures became its input
     schema: Schema | None = None,      # the tree its outputs answer
     metrics: dict | None = None,       # figures by name, for the card
@@ -167,6 +198,7 @@ def save_weights(
 ) -> Path:                             # the folder
     "Write a weights folder that `load_weights` and timm both read; nothing is pickled"
     folder = Path(folder)
+    _check_room(folder, "encoder")
     temperature = _check_temperature(temperature, schema, str(folder))
     fresh = folder.with_name(folder.name + ".writing")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -175,40 +207,52 @@ def save_weights(
     encoder = model.encoder
     timm.models.save_for_hf(encoder, fresh, safe_serialization=True)
     save_file(model.head.state_dict(), fresh / "head.safetensors")
-    files = ["config.json", "model.safetensors", "head.safetensors"]
     info = dict(format=FORMAT, name=folder.name, about=about, encoder=encoder.pretrained_cfg["architecture"], features=encoder.num_features,
                 outputs=model.head[-1].out_features, dropout=model.head[0].p,
                 schema=schema.to_dict() | {"columns": list(schema.columns)} if schema else None, view=view.to_dict(),
                 temperature=temperature, metrics=metrics or {}, gz_nbdev=gz_nbdev.__version__,
                 torch=str(torch.__version__), timm=timm.__version__,
-                sha256={f: sha256_file(fresh / f) for f in files})
+                sha256={f: sha256_file(fresh / f) for f in _FILES["encoder"]})
     _write_info(fresh, info)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     return folder
 
 # %% ../nbs/35_models.ipynb #fd9febb2
-_KINDS = {"encoder": ("an encoder", "load_weights"), "gan": ("a GAN", "load_gan")}   # in words, and what reads it
+_NEEDS = {"encoder": ("outputs", "dropout", "schema"), "gan": ("size", "width", "latent")}   # beside what all have
 
 def _checked_info(folder, kind="encoder"):
     "gz.json of a weights folder whose files are all there and unchanged"
     _refuse_pickle(folder)
     if not (folder / "gz.json").is_file():
+        if (folder / "weights" / "gz.json").is_file():
+            raise InputError(f"{folder} has no gz.json, but {folder / 'weights'} has: give that folder")
         raise InputError(f"{folder} has no gz.json, so it is not a weights folder written by `save_weights`; of the shipped ones, "
                          f"{near_names(str(folder), shipped_weights())}")
     try: info = json.loads((folder / "gz.json").read_text("utf-8"))
     except ValueError as error: raise InputError(f"{folder / 'gz.json'} cannot be read: {error}") from None
+    if not isinstance(info, dict): raise InputError(f"{folder / 'gz.json'} describes no weights: copy the whole folder again")
     if info.get("format", FORMAT) != FORMAT:
         raise InputError(f"{folder} has format {info['format']}, and gz_nbdev {gz_nbdev.__version__} reads format {FORMAT}: "
                          "they come from a later version, so upgrade gz_nbdev")
-    holds = info.get("kind", "encoder")
-    if holds != kind and holds in _KINDS:
+    holds = str(info.get("kind", "encoder"))
+    if holds != kind and holds in _KINDS and "sha256" in info:
         raise InputError(f"{folder} holds {_KINDS[holds][0]}, not {_KINDS[kind][0]}: `{_KINDS[holds][1]}` reads it")
+    lacks = [k for k in ("name", "view", "metrics", "sha256", *_NEEDS[kind]) if k not in info]
+    with _as_written(folder): lacks += [f"checksum of {f}" for f in _FILES[kind] if "sha256" in info and not info["sha256"].get(f)]
+    if lacks: raise InputError(f"{folder / 'gz.json'} lacks {', '.join(lacks)}: copy the whole folder again")
     for name, expected in info["sha256"].items():
         if not (folder / name).is_file(): raise InputError(f"{folder} lacks {name}: copy the whole folder again")
         if sha256_file(folder / name) != expected:
             raise InputError(f"{folder / name} is not the file that was saved (its checksum differs): copy or download it again")
     return info
+
+def _architecture(folder) -> str:
+    "The encoder of a folder of weights, if timm has it"
+    with _as_written(folder): name = json.loads((folder / "config.json").read_text("utf-8"))["architecture"]
+    if not timm.is_model(str(name).split(".")[0]):
+        raise InputError(f"{folder}: timm {timm.__version__} has no encoder {name!r}. Upgrade timm, or choose other weights")
+    return name
 
 # %% ../nbs/35_models.ipynb #a256d991
 def load_state(
@@ -234,14 +278,14 @@ def load_weights(
     "Read a weights folder, checking every file; raises `InputError` saying which file is wrong and how"
     folder = _shipped(folder) or Path(folder)
     info = _checked_info(folder)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    encoder = timm.create_model(config["architecture"], num_classes=0)
-    model = GalaxyModel(encoder, info["outputs"], info["dropout"]).eval()
+    architecture = _architecture(folder)
+    with _as_written(folder):
+        model = GalaxyModel(timm.create_model(architecture, num_classes=0), info["outputs"], info["dropout"]).eval()
+        view, schema = View.from_dict(info["view"]), Schema.from_dict(info["schema"]) if info["schema"] else None
     load_state(model.encoder, folder / "model.safetensors")
     load_state(model.head, folder / "head.safetensors")
-    schema = Schema.from_dict(info["schema"]) if info["schema"] else None
     _check_temperature(info.get("temperature"), schema, str(folder / "gz.json"))
-    return Weights(model, View.from_dict(info["view"]), schema, info)
+    return Weights(model, view, schema, info)
 
 # %% ../nbs/35_models.ipynb #a1f079c8
 def note_temperature(

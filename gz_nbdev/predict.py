@@ -10,6 +10,7 @@ __all__ = ['mixture_quantile', 'Posterior', 'posterior_table', 'over_galaxies', 
 
 # %% ../nbs/50_predict.ipynb #1c23ae78
 import hashlib
+import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,8 +28,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import betainc, betaln, digamma, entr, expit, logit, softmax, zeta
 
 from .schema import InputError, Schema, _values, near_names
-from .store import Store, features_array, features_column
-from .data import PixelCache, View, iter_batches
+from .store import Store, atomic_write, features_array, features_column
+from .data import PixelCache, View, _is_stream, _stored_sum, iter_batches
 from .losses import to_concentrations
 from .metrics import _check_concentrations, _check_votes, _spread, _sums, mixture_nll
 from .models import Weights, keep_freed_memory, load_weights
@@ -304,6 +305,25 @@ def _workers(device: torch.device):
         keep_freed_memory()
         yield count
 
+# %% ../nbs/50_predict.ipynb #47f2a295
+def _same_pictures(store: Store, source):
+    "`InputError` where a picture is not what it was when the store was begun; eight are looked at, none of a stream"
+    if _is_stream(source): return
+    kept, before = store.root / "pictures.json", {}
+    if kept.exists():
+        try: before = json.loads(kept.read_text())
+        except ValueError: pass   # cut short: noted anew
+    index = source.index if isinstance(source, PixelCache) else None
+    ids = source.ids if index is None else index["id_str"].tolist()
+    rows = ([i for i, id in enumerate(ids) if id in before] if before else
+            np.unique(np.linspace(0, len(ids) - 1, 8).astype(int)).tolist() if ids else [])
+    now = {ids[i]: _stored_sum(source, i) if index is None else int(index["stored"].iloc[i]) for i in rows}
+    changed = [id for id, is_now in now.items() if before and is_now not in (-1, before[id])]
+    if changed:
+        raise InputError(f"The store {store.root} was begun with another picture of {changed[0]!r}. Rows of both would not "
+                         "be comparable: choose another folder")
+    if not before: atomic_write(kept, json.dumps({id: is_now for id, is_now in now.items() if is_now != -1}))
+
 # %% ../nbs/50_predict.ipynb #5a45d0bd
 def over_galaxies(
     source,                  # where pictures come from, a stream, or a `PixelCache`
@@ -320,6 +340,8 @@ def over_galaxies(
     failures, waiting, device = [], [], torch.device(device or default_device())
     batch_size = batch_size or (64 if device.type == "cpu" else 256)
     with Store(out, dict(meta, view=view.to_dict())) as store, _workers(device) as workers:
+        store.retry()
+        _same_pictures(store, source)
         bar = _progress(source, store) if progress else None
         began, done = time.perf_counter(), 0
         batches = iter_batches(source, view, batch_size, failures=failures, done=store.contains)

@@ -130,6 +130,14 @@ def _rank(
     return tuple(np.concatenate(part) for part in zip(*out))
 
 # %% ../nbs/60_search.ipynb #6df04c31
+def _refuse_twice(ids, name: str) -> None:   # ids: pyarrow text
+    "An error where an id comes twice"
+    if pc.count_distinct(ids).as_py() == len(ids): return
+    counts = pc.value_counts(ids)
+    twice = counts.filter(pc.greater(pc.struct_field(counts, 1), 1))
+    shown = ", ".join(pc.struct_field(twice, 0)[:3].to_pylist())
+    raise InputError(f"{name}: {len(twice):,} ids come twice ({shown}): an id names one galaxy")
+
 @dataclass(frozen=True)
 class _Table:
     "A table of vectors that is read a block at a time"
@@ -140,6 +148,14 @@ class _Table:
     rows: int
     read: Callable   # () -> blocks of (ids as pyarrow text, vectors, positions (rows, 2) or None)
     def blocks(self):
+        "The blocks; in the end an error where an id came twice"
+        seen = []
+        for ids, vectors, sky in self.each():
+            seen.append(ids)
+            yield ids, vectors, sky
+        _refuse_twice(pa.chunked_array(seen, pa.string()), self.name)
+    def each(self):
+        "The blocks, for who looks for ids that come twice himself"
         width = None
         for ids, vectors, sky in self.read():
             width = width or vectors.shape[1]
@@ -172,12 +188,20 @@ def _split_columns(columns, name: str) -> tuple:   # columns of vectors, columns
                          f"{', '.join(columns[:6])}. represent() makes such a table")
     return ["features"] if "features" in columns else wide, [c for c in ("ra", "dec") if {"ra", "dec"} <= set(columns)]
 
+def _numbers(table, column: str, name: str, dtype) -> np.ndarray:
+    "A column as numbers"
+    try: return table[column].to_numpy().astype(dtype)
+    except (ValueError, TypeError) as e:
+        raise InputError(f"{name}: column {column!r} is {table[column].type}, not numbers ({e}): make the table "
+                         "again") from None
+
 def _from_arrow(table, name: str) -> tuple:   # ids, vectors, positions
     "One block of a table"
     features, sky = _split_columns(table.column_names, name)
     if features == ["features"]: vectors = features_array(table["features"])
-    else: vectors = np.column_stack([table[c].to_numpy() for c in features]).astype(np.float32)
-    positions = np.column_stack([table[c].to_numpy().astype(float) for c in sky]) if sky else None
+    else: vectors = np.column_stack([_numbers(table, c, name, np.float32) for c in features])
+    if vectors.dtype.kind not in "fiu": raise InputError(f"{name}: 'features' holds {table['features'].type}, not numbers")
+    positions = np.column_stack([_numbers(table, c, name, float) for c in sky]) if sky else None
     return _text(table["id_str"], name), vectors, positions
 
 # %% ../nbs/60_search.ipynb #484275d1
@@ -202,7 +226,10 @@ def _from_parquet(path: Path) -> _Table:
                 yield _from_arrow(pa.Table.from_batches([batch]), str(path))
         except (pa.ArrowException, OSError) as e:
             raise InputError(f"{path} is damaged ({str(e).splitlines()[0]}): copy or make it again") from None
-    meta = json.loads((file.schema_arrow.metadata or {}).get(b"gz_nbdev", b"{}"))
+    try: meta = dict(json.loads((file.schema_arrow.metadata or {}).get(b"gz_nbdev", b"{}")))
+    except (ValueError, TypeError):
+        raise InputError(f"{path}: what it says of its encoder, in the metadata 'gz_nbdev', is damaged: make the table "
+                         "again") from None
     return _Table(str(path), path, sha256_file(path), meta, file.metadata.num_rows, read)
 
 # %% ../nbs/60_search.ipynb #c0a66b9c
@@ -287,7 +314,7 @@ def _fit_space(table: _Table, metric: str, components: int | None, seed: int) ->
     "The mean galaxy of a table and its principal axes"
     chosen = np.sort(np.random.default_rng(seed).permutation(table.rows)[:50_000])
     total, sample, at, axes = 0, [], 0, None
-    for ids, vectors, _ in table.blocks():
+    for ids, vectors, _ in table.each():
         total = total + vectors.sum(0, dtype=np.float64)
         if components is not None: sample.append(vectors[chosen[(chosen >= at) & (chosen < at + len(ids))] - at])
         at += len(ids)
@@ -307,7 +334,7 @@ def _read(self: GalaxyIndex, write: Callable) -> None:   # write: called with ea
     "One pass for the space, one to prepare; ids and positions are kept"
     self.space, dtype = _fit_space(self.table, self.metric, self.components, self.seed)
     ids, keys, sky = [], [], []
-    for part, vectors, positions in self.table.blocks():
+    for part, vectors, positions in self.table.each():
         write(self.space(vectors).astype(dtype))
         ids.append(part)
         keys.append(_keys(part.to_pylist()))
@@ -316,11 +343,7 @@ def _read(self: GalaxyIndex, write: Callable) -> None:   # write: called with ea
     keys = np.concatenate(keys)
     self.order = np.argsort(keys, kind="stable")
     self.keys = keys = keys[self.order]   # sorted, to find an id without reading them all
-    counts = pc.value_counts(self.ids) if (keys[1:] == keys[:-1]).any() else None   # a hash may come twice, no id may
-    twice = [] if counts is None else counts.filter(pc.greater(counts.field(1), 1)).field(0).to_pylist()
-    if twice:
-        raise InputError(f"{self.table.name}: {len(twice):,} ids come twice ({', '.join(twice[:3])}): an id names one "
-                         "galaxy")
+    if (keys[1:] == keys[:-1]).any(): _refuse_twice(self.ids, self.table.name)   # a hash may come twice, no id may
 
 @patch
 def _fill(self: GalaxyIndex) -> None:

@@ -976,6 +976,8 @@ def _to_disk(picture, path):
 def _prepare(root, truth, catalog, settings):
     "Folders and the truth table; a folder that holds another survey is refused"
     table = root / "truth.parquet"
+    if (root / "catalog.parquet").exists() and not table.exists():
+        raise InputError(f"{root} holds a catalog that was not simulated: give an empty folder")
     if table.exists() and read_meta(table).get("simulated") != settings:
         raise InputError(f"{root} holds another survey ({read_meta(table).get('simulated')}), not {settings}: "
                          "give an empty folder")

@@ -395,7 +395,7 @@ def _commit(self: Store, shards: list, **header) -> None:
     if self._new_failures:
         data = _as_bytes(_as_arrow(self.failures(), None, header["meta"]))
         atomic_write(self._failures, data)
-        header["failures"] = dict(rows=len(self._failed), sha256=_sha256(data))
+        header["failures"] = dict(rows=len(self._failed), sha256=_sha256(data)) if self._failed else None
     atomic_write(self._manifest, _manifest_text(header, shards))
     self.header, self.shards, self._new_failures = header, shards, False
 
@@ -589,6 +589,12 @@ def fail(
     "Quarantine a galaxy; kept with the next shard"
     if self.contains([id_str])[0]: raise InputError(f"{id_str!r} is in the store already: it can't fail any more")
     self._failed[id_str], self._new_failures = str(reason), True
+
+@patch
+def retry(self: Store) -> None:
+    "Let the quarantined out, as what was missing may be there by now"
+    self._check_writer()
+    self._failed, self._new_failures = {}, bool(self._failed) or self._new_failures
 
 # %% ../nbs/10_store.ipynb #525040c0
 @patch

@@ -55,7 +55,7 @@ from .schema import InputError, Schema
 from .store import atomic_write, keep_note, recall, sha256_file
 from .data import Augment, GalaxyDL, PixelCache, View, galaxy_dls, load_pixels
 from .losses import DirichletMultinomialLoss, expected_fractions, question_membership, to_concentrations
-from .models import GalaxyModel, Weights, create_encoder, is_weights, keep_freed_memory, load_weights, save_weights
+from .models import GalaxyModel, Weights, _check_room, create_encoder, is_weights, keep_freed_memory, load_weights, save_weights
 
 # %% ../nbs/40_train.ipynb #cfb290d1
 class FractionError:
@@ -855,10 +855,10 @@ def fit_for(
     "Train on one cycle of learning rates (Smith 2018), for so many minutes or epochs, and keep the best epoch"
     if (minutes is None) == (epochs is None):
         raise InputError("say either how many minutes or how many epochs to train, not both")
-    if epochs is not None and (epochs < 1 or epochs != int(epochs)):
+    if epochs is not None and (not 1 <= epochs < math.inf or epochs != int(epochs)):
         raise InputError(f"{epochs} epochs: a whole number from 1 on")
     for name, value in (("minutes", minutes), ("lr", lr), ("patience", patience)):
-        if value is not None and not value > 0: raise InputError(f"{name}={value}: a number above 0")
+        if value is not None and not 0 < value < math.inf: raise InputError(f"{name}={value}: a number above 0")
     _choose_speed(learn, out, minutes, epochs)
     log = EpochLog(patience)
     if out is None:
@@ -952,6 +952,13 @@ def _of_data(dls) -> str:
     return f"Data: {card['title'] or card['name']}{revision}; licence: {card['licence']}. {card['conditions']}".strip()
 
 # %% ../nbs/40_train.ipynb #0ce20391
+def _is_made(out: Path) -> bool:
+    "Whether the weights in the folder of a run are those that it ended with"
+    if not all((out / name).is_file() for name in ("training.json", "best.safetensors", "weights/gz.json")): return False
+    try: best, made = load((out / "best.safetensors").read_bytes()), load_weights(out / "weights").model.state_dict()
+    except (InputError, SafetensorError): return False
+    return best.keys() == made.keys() and all(torch.equal(value, made[name]) for name, value in best.items())
+
 def train_votes(
     catalog: pd.DataFrame,               # `id_str`, votes, and if it has them `split` or `is_valid`
     source,                              # of the pictures, or a `PixelCache`
@@ -972,10 +979,13 @@ def train_votes(
     **kwargs,                            # for `galaxy_learner`: layer_decay, freeze, precision, average, ...
 ) -> Weights:
     "Weights trained on the votes of a catalog; what is in `out` is gone on with"
+    if not 0 <= seed < 2**32: raise InputError(f"seed={seed}: a whole number from 0 to {2**32 - 1}")
+    out = Path(out)
+    if not _is_made(out): _check_room(out / "weights")
     experienced = is_weights(encoder)
     view = view or (load_weights(encoder).view if experienced else View())
     pixels = source
-    if not isinstance(source, PixelCache): pixels = load_pixels(source, view, Path(out) / "cache", progress=progress)
+    if not isinstance(source, PixelCache): pixels = load_pixels(source, view, out / "cache", progress=progress)
     dls = galaxy_dls(catalog, pixels, schema=schema, view=view, bs=bs, seed=seed, device=device)
     learn = galaxy_learner(dls, encoder=encoder, seed=seed, **kwargs)
     lr = lr or (5e-4 if experienced else 2e-3)
@@ -984,6 +994,5 @@ def train_votes(
     else:
         with learn.no_bar(), learn.no_logging(): done = fit_for(learn, *asked)
     if done["stopped"]: raise InputError(f"training stopped: {done['stopped']}")
-    folder = Path(out) / "weights"
-    if not (folder / "gz.json").is_file(): save_learner(learn, folder, done, about)
-    return load_weights(folder)
+    if not _is_made(out): save_learner(learn, out / "weights", done, about)
+    return load_weights(out / "weights")

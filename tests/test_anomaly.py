@@ -92,6 +92,23 @@ def broken(data: bytes) -> dict:
             "unknown here": noted(kind="forst"), "checksum": noted()}
 
 
+@pytest.mark.parametrize("lacking,said", [("components", "lacks components"), ("seed", "lacks seed"), ("known", "lacks known"), ("mean", "lacks mean"),
+                                          ("format", "but no scorer"), ("kind", "but no scorer"), ("sha256", "checksum")])
+def test_a_scorer_that_lacks_something(tmp_path, lacking, said):
+    scorer = ForestScorer().fit(FEATURES)
+    arrays = {name: array for name, array in scorer.arrays.items() if name != lacking}
+    note = dict(format=1, kind="forest", components=2, seed=0, sha256=anomaly._digest(arrays))
+    note.pop(lacking, None)
+    (tmp_path / "kept.safetensors").write_bytes(save_tensors(arrays, {"scorer": json.dumps(note)}))
+    with pytest.raises(InputError, match=said): load_scorer(tmp_path / "kept.safetensors")
+
+
+@pytest.mark.parametrize("note", ["[]", "5", "null"])
+def test_a_note_that_is_no_note(tmp_path, note):
+    (tmp_path / "kept.safetensors").write_bytes(save_tensors({"mean": np.zeros(3)}, {"scorer": note}))
+    with pytest.raises(InputError, match="but no scorer"): load_scorer(tmp_path / "kept.safetensors")
+
+
 @pytest.mark.parametrize("said", broken(b""))
 def test_damaged_files_are_refused(tmp_path, said):
     file = ForestScorer().fit(FEATURES).save(tmp_path / "kept.safetensors")
@@ -159,6 +176,20 @@ def test_report_at_shares():
     assert (more["recall_1%_lower90"] <= more["recall_1%_upper90"]).all()
 
 
+@pytest.mark.parametrize("label,said", [(np.where(np.arange(N) < 3, np.nan, ODD), "3 of 400 labels are blank"),
+                                        (pd.array([None, *ODD[1:]], "boolean"), "1 of 400 labels are blank"),
+                                        (ODD * .7, "row 380 is .*0.7"), (ODD.astype(int).astype(str), "true or false")])
+def test_labels_that_are_neither(label, said):
+    with pytest.raises(InputError, match=said): anomaly_report(pd.DataFrame({"good": ODD}), label)
+
+
+@pytest.mark.parametrize("kind", [int, float, object, "boolean", list])
+def test_labels_of_any_kind(kind):
+    scores = pd.DataFrame({"good": ODD + .1 * RNG.normal(size=N)})
+    label = ODD.tolist() if kind is list else pd.Series(ODD).astype(kind)
+    pd.testing.assert_frame_equal(anomaly_report(scores, label), anomaly_report(scores, ODD))
+
+
 # A person in the loop
 
 def labelled(tmp_path, strategy="classifier", count=6) -> ActiveSearch:
@@ -217,6 +248,56 @@ def test_every_cut_of_the_file_keeps_whole_labels(tmp_path):
         assert ("cut short" in again.message) == (cut > 0 and data[cut - 1] != 10 and cut not in starts)
         again.label(IDS[70], 1)
         assert ActiveSearch(IDS, FEATURES, search.file, search.strategy).labels == again.labels
+
+
+@pytest.mark.parametrize("data", [b"my only notes, without a newline at the end", b"id,label\na,1\nb,0", b"\n", b"PAR1\x15\x04\n\xff\xfe",
+                                  b'{"id": "J000", "label": 1}\n{"id', b'{"format": 1}', b"[1, 2]\n", b'{"format": 1, "galaxies": 3'])
+def test_a_file_of_something_else_is_left_alone(tmp_path, data):
+    file = tmp_path / "one.txt"
+    file.write_bytes(data)
+    with pytest.raises(InputError, match="one.txt is no file of labels"): ActiveSearch(IDS, FEATURES, file)
+    assert file.read_bytes() == data and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_cut_line_stays_where_the_file_is_refused(tmp_path):
+    search = labelled(tmp_path)
+    data = search.file.read_bytes().replace(IDS[0].encode(), b"other") + b'{"id'
+    search.file.write_bytes(data)
+    with pytest.raises(InputError, match="no galaxy"): ActiveSearch(IDS, FEATURES, search.file)
+    with pytest.raises(InputError, match="another table"): ActiveSearch(IDS, FEATURES + 1, search.file)
+    assert search.file.read_bytes() == data
+
+
+def test_two_sessions_do_not_mix(tmp_path):
+    a = ActiveSearch(IDS, FEATURES, tmp_path)
+    b = ActiveSearch(IDS, FEATURES, tmp_path, a.strategy)
+    a.label(IDS[0], 1)
+    said = a.file.read_bytes()
+    for refused in (lambda: b.label(IDS[1], 0), lambda: b.skip(IDS[2])):
+        with pytest.raises(InputError, match="another session wrote"): refused()
+    assert a.file.read_bytes() == said and not b.history and not b.labels
+    a.skip(IDS[3])
+    assert a.undo() == IDS[3]
+    b = ActiveSearch(IDS, FEATURES, tmp_path, a.strategy)
+    b.label(IDS[1], 0)
+    before = a.history.copy()
+    with pytest.raises(InputError, match="another session wrote"): a.undo()
+    assert a.history == before and a.labels == {IDS[0]: 1}
+    assert ActiveSearch(IDS, FEATURES, tmp_path, a.strategy).labels == b.labels == {IDS[0]: 1, IDS[1]: 0}
+
+
+def test_a_file_that_grows_while_it_is_opened_is_not_cut(tmp_path):
+    search = labelled(tmp_path)
+    whole = search.file.read_bytes()
+    with pytest.raises(InputError, match="another session is writing"): search._mend(whole[:-9], b"shorter")
+    assert search.file.read_bytes() == whole
+
+
+def test_a_file_taken_away_is_not_begun_in_the_middle(tmp_path):
+    search = labelled(tmp_path)
+    search.file.unlink()
+    with pytest.raises(InputError, match="cannot be written"): search.label(IDS[9], 1)
+    assert not search.file.exists() and len(search) == 6
 
 
 def test_a_damaged_line_in_the_middle_is_named_and_kept(tmp_path):
@@ -310,6 +391,14 @@ def test_a_class_of_two_kinds_is_found_whole():
         for id in search.next(): search.label(id, person(id))
     found = [kinds[search.rows[id]] for id, value in search.labels.items() if value]
     assert found.count(1) > 15 and found.count(2) > 15
+
+
+def test_a_simulated_search_ends():
+    few = simulate_search(FEATURES[-60:], ODD[-60:], labels=200, n=25, runs=1)
+    assert few.labels.tolist() == [25, 50, 60] and few.found.iloc[-1] == 20
+    for n in (0, -1):
+        with pytest.raises(InputError, match=f"n={n} "): simulate_search(FEATURES, ODD, n=n)
+    with pytest.raises(InputError, match="did you mean 'classifier'"): simulate_search(FEATURES, ODD, "clasifier")
 
 
 def test_choosing_beats_chance():

@@ -1,6 +1,7 @@
 "Tables as people have them: what is read, what is refused, and what a check says (I27 and so on: the bad inputs)"
 
 import gzip
+import os
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,6 +17,7 @@ from gz_nbdev.catalog import (
     match_sky,
     read_catalog,
     read_efigi,
+    read_folder,
     read_hart16,
     read_ring_catalog,
     read_table,
@@ -636,3 +638,49 @@ def test_arrow_tables_keep_ids(tmp_path):
     table = pa.table({"dr7objid": pa.array([int(A), None], pa.int64()), "image": [b"x", b"y"], "ra": [1.0, 2.0]})
     read = read_table(table)
     assert read["dr7objid"].tolist() == [A, ""] and list(read) == ["dr7objid", "ra"]
+
+
+@pytest.mark.parametrize("rows,line", [("J1,1,2\nJ2-00", 3), ("J1,1,2\nJ2,3\nJ3,4,5\n", 3), ('"J\n1",1,2\n\nJ2,1', 5)])
+@pytest.mark.parametrize("name", ["cut.csv", "cut.csv.gz"])
+def test_rows_with_too_few_cells(tmp_path, rows, line, name):
+    path = tmp_path / name
+    path.write_bytes((gzip.compress if name.endswith("gz") else bytes)(f"id_str,ra,dec\n{rows}".encode()))
+    with pytest.raises(InputError, match=f"{name}: the row that ends in line {line} has . of 3 cells"): read_table(path)
+
+
+def test_blank_cells_and_lines_are_no_short_rows(tmp_path):
+    rows = '"J\n1",1,\r\n\r\n   \r\nJ2,,\r\nJ3,1,2\r\n\r\n'
+    assert read_table(write(tmp_path / "whole.csv", f"id_str,ra,dec\r\n{rows}"))["dec"].isna().tolist() == [True, True, False]
+    assert read_table(write(tmp_path / "ids.csv", "ra,id_str\n1,\n2,b\n"))["id_str"].tolist() == ["", "b"]
+
+
+def test_names_too_long_for_a_file(tmp_path):
+    "No such file: the picture is missing, the table is read"
+    (tmp_path / "b.jpg").touch()
+    table = pd.DataFrame({"id_str": ["a" * 300, "b"]})
+    assert read_catalog(table, root=tmp_path)["file_loc"].tolist() == ["a" * 300 + ".jpg", "b.jpg"]
+    read = read_catalog(table.assign(file_loc=["a" * 300 + ".jpg", "b.jpg"]), root=tmp_path)
+    assert read["file_loc"].tolist() == ["a" * 300 + ".jpg", "b.jpg"]
+
+
+def test_files_whose_names_are_not_utf8(tmp_path):
+    (tmp_path / "b.jpg").touch()
+    try: open(os.fsencode(tmp_path) + b"/gal\xe9.jpg", "w").close()
+    except OSError: pytest.skip("this disk takes no such names")
+    with pytest.warns(UserWarning, match=r"1 picture .* left out.*'gal\\udce9.jpg'"): read = read_folder(tmp_path)
+    assert read["id_str"].tolist() == ["b"]
+
+
+def test_picture_columns_are_told(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    one = pa.array([b"x"])
+    table = pa.table({"id_str": ["a"], "image": pa.StructArray.from_arrays([one, pa.array(["x.jpg"])], ["bytes", "path"]),
+                      "raw": one, "feat": pa.array([[1.0]]), "other": pa.StructArray.from_arrays([one], ["spectrum"])})
+    pq.write_table(table, tmp_path / "pictures.parquet")
+    for source in (table, tmp_path / "pictures.parquet"):
+        read = read_catalog(source)
+        assert list(read) == ["id_str"] and read.attrs["pictures"] == ["image", "raw"]
+        unused = [finding for finding in check_catalog(read).findings if "not used" in finding.what]
+        assert set(unused[0].examples) == {"raw", "feat", "other"}
+    assert read_catalog(catalog()).attrs["pictures"] == []

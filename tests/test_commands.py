@@ -339,7 +339,9 @@ LABELS = {
     "no such column": (dict(label="flatt"), None, ["no column 'flatt'", "flat"]),
     "text for a class": ({}, dict(flat="maybe"), ["0 or 1", "maybe"]),
     "text for a number": (dict(numbers=True), dict(flat="large"), ["must be a number", "large"]),
-    "one class only": ({}, dict(flat=1), ["at least two of each kind"]),
+    "one class only": ({}, dict(flat=1), ["at least three of each kind"]),
+    "a background of less than nothing": (dict(background=-3), {}, ["--background -3", "0 or more"]),
+    "a list of less than nothing": (dict(top=-5), {}, ["--top -5", "0 or more"]),
     "no labels at all": ({}, dict(flat=None), ["blank"]),
     "galaxies that are not there": ({}, dict(id_str=[f"J{i}" for i in range(60)]), ["60 of 60", "no representation"]),
     "contradictory": ({}, "twice", ["contradictory"]),
@@ -415,8 +417,24 @@ def test_anomalies_that_cannot_be_had(gan, survey, tmp_path, capsys):
     assert "did you mean 'gz-sim-gan'" in says("score", catalog=catalog, weights="gz-sim-gann")
     assert "an encoder, not a GAN" in says("score", catalog=catalog, weights="gz-sim-small")
     assert "multiple of 16" in says("train", catalog=catalog, size=50)
+    assert "a number of steps" in says("score", catalog=catalog, weights=str(gan / "weights"), refine=-3)
+    assert "leave out --weights" in says("score", table=catalog, feature_weight=.7)
+    assert "0 or more" in says("score", table=catalog, seed=-1)
     assert "between 0 and 1" in says("score", catalog=catalog, weights=str(gan / "weights"), feature_weight=2)
     (tmp_path / "empty").mkdir()
     assert "no picture under" in says("score", catalog=str(tmp_path / "empty"))
     assert "no column file_loc" not in says("score", catalog=changed(survey, tmp_path, file_loc=None))
     assert "holds another training" in fails(capsys, gz_anomaly, task="train", out=str(gan), catalog=catalog, size=48, width=.125)
+
+
+def test_a_picture_table_is_a_catalog(survey, tmp_path, capsys):
+    "Parquet with the pictures in it, as bytes or as the hub stores them"
+    table = pd.read_csv(survey / "catalog.csv", dtype={"id_str": str}).head(12)
+    data = [(survey / name).read_bytes() for name in table.file_loc]
+    for name, image in dict(plain=data, hub=[dict(bytes=d, path=None) for d in data]).items():
+        file = tmp_path / f"{name}.parquet"
+        table.drop(columns="file_loc").assign(image=image).to_parquet(file, index=False)
+        gz_represent(out=str(tmp_path / name), catalog=str(file), turns=1)
+        assert "12 written + 0 quarantined = 12 galaxies" in capsys.readouterr().out
+    gz_anomaly("score", table=str(tmp_path / "plain"), catalog=str(tmp_path / "plain.parquet"), out=str(tmp_path / "out"))
+    assert (tmp_path / "out" / "strangest.jpg").exists()

@@ -182,14 +182,28 @@ def test_read_consensus_keeps_long_ids_and_any_names(tmp_path):
     (dict(selected_count=[3, -1, 9]), "Negative counts .*'2'"),
     (dict(selected_count=[3, .5, 9]), "not whole .*'2'.*fractions"),
     (dict(selected_count=[3, None, 9]), "missing or not finite"),
+    (dict(count=[17, 1e300, 10]), r"beyond 1,000,000,000\) in 1 subject \(the first: '2' in row 1, viewed 1e\+300"),
+    (dict(unique_user_count=[12, 20, 1.5]), "not whole.*'3' in row 2, users 1.5"),
+    (dict(unique_user_count=[12, None, 10]), "'2' in row 1, users nan"),
+    (dict(unique_user_count=pd.array([12, None, 10], "Int64")), "'2' in row 1, users <NA>"),
     (dict(selected_count=["3", "many", "9"]), "counts, numbers"),
     (dict(unique_user_count=[12, 21, 10]), "21 users in 20 views"),
     (dict(unique_user_count=[12, 0, 10]), "0 users in 20 views"),
     (dict(subject_id=["1", "2", "2"]), r"came before in 1 row of .* \(2\)"),
     (dict(subject_id=["1", "", "2"]), "No id in 1 row of .*, the first is row 1"),
+    (dict(subject_id=["1", None, "2"]), "No id in 1 row of .*, the first is row 1"),
 ])
 def test_read_consensus_refuses(columns, message):
     with pytest.raises(InputError, match=message): read_consensus(counts(**columns))
+
+
+def test_ids_under_any_name_keep_their_zeros(tmp_path):
+    counts(subject_id=["001", "002", "010"]).rename(columns={"subject_id": "number"}).to_csv(tmp_path / "t.csv", index=False)
+    assert read_consensus(tmp_path / "t.csv", {"id_str": "number"}).id_str.tolist() == ["001", "002", "010"]
+
+
+def test_counts_written_with_a_point_are_whole():
+    assert read_consensus(counts(count=["17.0", "20.0", "10.0"])).viewed.tolist() == [17, 20, 10]
 
 
 def test_read_consensus_missing_columns_and_files(tmp_path):
@@ -222,6 +236,13 @@ def test_read_tags_drops_names_and_what_is_about_no_subject(tmp_path):
     table = read_tags(write_json(tmp_path / "t.json", rows))
     assert list(table) == ["id_str", "tag", "user", "created"] and table.attrs["left_out"] == 1
     assert table.id_str.tolist() == ["0", "1", "2", "88387883"] and "someone" not in table.to_csv()
+
+
+def test_tags_without_a_name_are_left_out(tmp_path):
+    table = read_tags(write_json(tmp_path / "t.json", tag_rows("ring", None, "bar") + tag_rows("lens", user_id=None)))
+    assert table.tag.tolist() == ["ring", "bar", "lens"] and table.attrs["left_out"] == 1
+    assert table.user.tolist() == ["1", "1", ""]
+    with pytest.raises(InputError, match="has a name"): read_tags(write_json(tmp_path / "t.json", tag_rows(None)))
 
 
 @pytest.mark.parametrize("text, message", [
@@ -364,6 +385,22 @@ def test_read_scores_in_both_published_forms(tmp_path):
                                       "86394676,69590307125089141,1,2,3\n")
     b = read_scores(tmp_path / "all.csv")
     assert b.loc[0].tolist() == ["86394676", "69590307125089141", 1, 2, 3]
+
+
+def test_read_scores_keeps_zeros_and_refuses_blanks(tmp_path):
+    path = tmp_path / "s.csv"
+    path.write_text("filename,anomaly_score\n00000,1\n00001,2\n")
+    assert read_scores(path).id_str.tolist() == ["00000", "00001"]
+    path.write_text("Filename;AnomalyScore\n00000;1\n;2\n")
+    with pytest.raises(InputError, match="No id in 1 row of the scores, the first is row 1"): read_scores(path)
+    path.write_text("filename,anomaly_score\n7.03e16,1\n7.04e16,2\n")
+    with pytest.raises(InputError, match="numbers with a point"): read_scores(path)
+
+
+@pytest.mark.parametrize("blank", [["a", None], ["a", np.nan], pd.array([1, None], "Int64")])
+def test_blank_ids_of_scores(blank):
+    with pytest.raises(InputError, match="No id in 1 row"):
+        read_scores(pd.DataFrame(dict(filename=blank, anomaly_score=[1, 2])))
 
 
 @pytest.mark.parametrize("columns, message", [

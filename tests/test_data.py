@@ -1127,3 +1127,15 @@ def test_a_jpeg_that_only_pillow_forgives_is_still_read():
     odd = stored.getvalue()[:-2] + b"\x00\x00" + stored.getvalue()[-2:]   # bytes between the pixels and the end
     assert np.array_equal(data._pixels(odd, 64), np.full((64, 64, 3), 255))
     with pytest.raises(ImageError, match="truncated"): decode(stored.getvalue()[:-40])
+
+
+@pytest.mark.parametrize("says", [[1, 0], ["True", "False"], ["true", "false"], ["1", "0"], [1.0, 0.0], [True, False]])
+def test_is_valid_in_every_form(says):
+    assert data._sides(pd.DataFrame(dict(is_valid=pd.Series(says, dtype=object))), .2, 0).tolist() == [1, 0]
+    assert data._sides(pd.DataFrame(dict(is_valid=says)), .2, 0).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("says,shown", [(True, "nan"), ("yes", "'yes'"), (2, "2"), ("", "''")])
+def test_is_valid_that_says_nothing(says, shown):
+    table = pd.DataFrame(dict(is_valid=pd.Series([True, None if says is True else says], dtype=object)))
+    with pytest.raises(InputError, match=f"Column 'is_valid' has ({shown}|None) in row 1: true or false"): data._sides(table, .2, 0)

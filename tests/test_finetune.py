@@ -14,7 +14,7 @@ from gz_nbdev.catalog import read_ring_catalog
 from gz_nbdev.data import ArrayImages
 from gz_nbdev.finetune import (RING_CUTS, _reduction, class_figures, cross_validate, find, find_sheet, fit_class, fit_column,
                                labels_from_votes, learning_curve, load_finder, match_labels, perfect_calibration, pick_labels,
-                               save_finder, vote_fraction)
+                               save_finder, tune_class, vote_fraction)
 from gz_nbdev.metrics import calibration_error
 from gz_nbdev.schema import InputError
 from gz_nbdev.store import Store
@@ -173,3 +173,44 @@ def test_the_curve_is_repeatable_and_has_its_columns(sky):
     table = curve.set_index(["arm", "labels"])
     assert table.roc_auc["all", 60] > table.roc_auc["half", 60] and abs(table.roc_auc["half", 60] - .5) < .15
     assert (curve.roc_auc_lower90 <= curve.roc_auc).all() and (curve.roc_auc <= curve.roc_auc_upper90).all()
+
+
+@pytest.mark.parametrize("labels,folds,needed", [([1, 1] + [0] * 13, 2, 4), ([1] * 3 + [0] * 12, 2, 4), ([1] * 4 + [0] * 9, 5, 5),
+                                                 ([0, 0] + [1] * 13, 2, 4)])
+def test_too_few_for_the_folds(sky, labels, folds, needed):
+    "The message counts all labels, not those of one fold"
+    said = f"{sum(labels)} of {len(labels)} labels are of the class.*at least {needed} of each kind are needed"
+    with pytest.raises(InputError, match=said): cross_validate(sky[0][:len(labels)], labels, folds)
+
+
+@pytest.mark.parametrize("count,folds", [(4, 2), (3, 3), (5, 5)])
+def test_just_enough_for_the_folds(sky, count, folds):
+    labels = np.arange(20) < count
+    assert np.isfinite(cross_validate(sky[0][:20], labels, folds)).all()
+
+
+def test_settings_that_cannot_be(sky, finder, tmp_path):
+    x, ring = sky
+    for top in (0, -5):
+        with pytest.raises(InputError, match=f"top={top}: keep at least 1"): find(finder, (range(len(x)), x), top)
+    for call in (lambda: fit_class(x[:200], ring[:200], seed=-1), lambda: fit_column(x[:200], x[:200, 0], seed=-1),
+                 lambda: cross_validate(x[:200], ring[:200], seed=-1), lambda: pick_labels(ring, 5, 5, seed=-1),
+                 lambda: learning_curve({"all": x}, ring, (10,), seed=-1),
+                 lambda: tune_class(pd.DataFrame(dict(id_str=["a"], label=[1])), None, tmp_path, seed=-1)):
+        with pytest.raises(InputError, match="seed=-1: a whole number from 0"): call()
+    with pytest.raises(InputError, match="epochs=0: at least 1"):
+        tune_class(pd.DataFrame(dict(id_str=["a"], label=[1])), None, tmp_path, epochs=0)
+
+
+def test_representations_with_an_id_twice(sky, finder, tmp_path):
+    marks = pd.DataFrame(dict(id_str=["a", "b"], ring=[1, 0]))
+    with pytest.raises(InputError, match="representations have 'a' more than once"): match_labels(["a", "b", "a"], marks, "ring")
+    table = pd.DataFrame(dict(id_str=["a", "b", "a"])).assign(**{f"feat_{i}": sky[0][:3, i] for i in range(30)})
+    table.to_parquet(tmp_path / "twice.parquet")
+    with pytest.raises(InputError, match=r"1 ids come twice \(a\)"): find(replace(finder, encoder={}), tmp_path / "twice.parquet")
+
+
+def test_who_validates_is_checked_before_the_work(tmp_path):
+    "A source that cannot even be read is never asked"
+    table = pd.DataFrame(dict(id_str=["a", "b"], label=[1, 0], is_valid=["yes", "no"]))
+    with pytest.raises(InputError, match="Column 'is_valid' has 'yes' in row 0"): tune_class(table, None, tmp_path, progress=False)

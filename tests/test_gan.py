@@ -6,13 +6,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gz_nbdev import gan as g
 from gz_nbdev.catalog import read_folder
 from gz_nbdev.consensus import read_latents, read_scores
 from gz_nbdev.data import ArrayImages, FolderImages, View, load_pixels
-from gz_nbdev.models import load_weights
+from gz_nbdev.models import GalaxyModel, create_encoder, load_weights, save_weights
 from gz_nbdev.schema import InputError
 from gz_nbdev.store import sha256_file
 
@@ -100,9 +101,75 @@ def test_another_question_in_the_same_folder_is_refused(tmp_path):
         g.train_gan(pictures(80), tmp_path, iterations=2, encoder_steps=1, **SMALL)
     with pytest.raises(InputError, match="pictures was"):
         g.train_gan(pictures(81), tmp_path, iterations=1, encoder_steps=1, **SMALL)
+    with pytest.raises(InputError, match="pixels was"):
+        g.train_gan(pictures(80, seed=1), tmp_path, iterations=1, encoder_steps=1, **SMALL)
     (tmp_path / "adversary.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match="delete it to begin anew"):
         g.train_gan(pictures(80), tmp_path, iterations=1, encoder_steps=1, **SMALL)
+
+
+@pytest.mark.parametrize("stage", ["adversary", "encoder"])
+def test_a_flipped_bit_in_what_is_gone_on_with_is_found(tmp_path, stage):
+    asked = dict(SMALL, iterations=1, encoder_steps=1)
+    weights = g.train_gan(pictures(80), tmp_path, **asked)
+    file = tmp_path / f"{stage}.safetensors"
+    whole = file.read_bytes()
+    places = [whole.index(b"sha256"), whole.index(b"sha256") + 12, whole.index(b"valid_loss") + 16, len(whole) // 2, len(whole) - 1]
+    for place in places:
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
+        with pytest.raises(InputError, match=f"{stage}.safetensors is not what was written"): g.train_gan(pictures(80), tmp_path, **asked)
+    file.write_bytes(whole)
+    assert g.train_gan(pictures(80), tmp_path, **asked).hash == weights.hash
+
+
+def test_files_of_before_there_were_checksums_are_gone_on_with(tmp_path):
+    asked = dict(SMALL, iterations=1, encoder_steps=1)
+    weights = g.train_gan(pictures(80), tmp_path, **asked)
+    for stage in ("adversary", "encoder"):
+        file = tmp_path / f"{stage}.safetensors"
+        with safe_open(file, "pt") as opened: note = json.loads(opened.metadata()["gz_nbdev"])
+        note["settings"].pop("pixels")
+        save_file(load_file(file), file, {"gz_nbdev": json.dumps(note)})
+    assert g.train_gan(pictures(80), tmp_path, **asked).hash == weights.hash
+
+
+@pytest.mark.parametrize("asked, says", [(dict(iterations=0), "iterations=0"), (dict(iterations=-5), "iterations=-5"),
+    (dict(encoder_steps=0), "encoder_steps=0"), (dict(width=float("inf")), "width=inf"), (dict(width=float("nan")), "width=nan"),
+    (dict(width=0), "width=0"), (dict(width=-1), "width=-1"), (dict(seed=-1), "seed=-1"), (dict(seed=2**32), "seed=4294967296")])
+def test_numbers_that_no_training_can_have(tmp_path, asked, says):
+    with pytest.raises(InputError, match=says): g.train_gan(pictures(80), tmp_path, **SMALL | asked)
+    assert not list(tmp_path.iterdir())
+
+
+def occupy(folder, by):
+    "Put something where weights belong"
+    if by == "file": folder.write_text("mine")
+    elif by == "link":
+        (folder.parent / "elsewhere").mkdir()
+        folder.symlink_to("elsewhere")
+    elif by == "encoder": save_weights(GalaxyModel(create_encoder("test_resnet"), 2), folder, View(32))
+    else:
+        folder.mkdir()
+        (folder / by).write_text("{}")
+
+
+@pytest.mark.parametrize("by, says", [("file", "is a link or a file"), ("link", "is a link or a file"), ("encoder", "holds an encoder|holds config"),
+                                      ("precious.txt", "holds precious.txt"), ("gz.json", "holds gz.json")])
+def test_nothing_but_a_gan_is_replaced_by_a_gan(trained, tmp_path, by, says):
+    occupy(tmp_path / "weights", by)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=f"weights ({says}).*give another out"): g.train_gan(pictures(80), tmp_path, **SMALL)
+    with pytest.raises(InputError, match=f"weights ({says}).*give another out"): g.save_gan(trained.model, tmp_path / "weights", trained.view)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_gan_is_replaced_by_a_gan_unless_there_is_more(trained, tmp_path):
+    g.save_gan(trained.model, tmp_path / "w", trained.view)
+    folder = g.save_gan(trained.model, tmp_path / "w", trained.view)
+    with pytest.raises(InputError, match="holds a GAN"): save_weights(GalaxyModel(create_encoder("test_resnet"), 2), folder, View(32))
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds notes.txt, which"): g.save_gan(trained.model, folder, trained.view)
+    assert (folder / "notes.txt").exists()
 
 
 def test_pictures_from_which_nothing_can_be_learned(tmp_path):
@@ -218,6 +285,21 @@ def test_weights_of_another_kind_or_damaged(trained, tmp_path):
     with pytest.raises(InputError, match="a GAN, not an encoder: `load_gan`"): load_weights(folder)
     (folder / "gan.safetensors").write_bytes((folder / "gan.safetensors").read_bytes()[:-1])
     with pytest.raises(InputError, match="checksum differs"): g.load_gan(folder)
+
+
+@pytest.mark.parametrize("change, says", [(lambda i: {}, "lacks name, view"), (lambda i: [], "describes no weights"),
+    (lambda i: None, "describes no weights"), (lambda i: {k: v for k, v in i.items() if k != "sha256"}, "lacks sha256"),
+    (lambda i: {k: v for k, v in i.items() if k != "view"}, "lacks view"), (lambda i: i | dict(sha256={}), "lacks checksum of gan"),
+    (lambda i: i | dict(view=None), "no sound folder"), (lambda i: i | dict(size="32"), "no sound folder")])
+def test_descriptions_that_describe_nothing(trained, tmp_path, change, says):
+    folder = g.save_gan(trained.model, tmp_path / "weights", trained.view)
+    (folder / "gz.json").write_text(json.dumps(change(json.loads((folder / "gz.json").read_text()))))
+    with pytest.raises(InputError, match=f"{folder}.*{says}"): g.load_gan(folder)
+
+
+def test_the_folder_above_the_weights_is_pointed_down(trained, tmp_path):
+    folder = g.save_gan(trained.model, tmp_path / "weights", trained.view)
+    with pytest.raises(InputError, match=f"{folder} has: give that"): g.load_gan(tmp_path)
 
 
 def test_the_shipped_gan_draws_galaxies_and_knows_them(tmp_path):

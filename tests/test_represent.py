@@ -685,3 +685,29 @@ def test_a_map_is_learned_from_a_sample(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="neighbours=80"): umap_places(store, sample=80, neighbours=80)
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(InputError, match="extra 'umap'"): umap_places(store, sample=80)
+
+
+def test_what_failed_is_tried_again_when_the_job_is_started_anew(tmp_path):
+    "A wrong root, then the right one; and one picture that comes late"
+    table = pd.DataFrame({"id_str": names(12), "file_loc": [f"{i}.png" for i in range(12)]})
+    (tmp_path / "wrong").mkdir(), (tmp_path / "right").mkdir()
+    for i, picture in enumerate(pictures(12)):
+        if i != 3: Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "right" / f"{i}.png")
+    with pytest.raises(InputError, match="None of 12 galaxies could be done"):
+        run(FolderImages(table, tmp_path / "wrong"), tmp_path / "out")
+    right = FolderImages(table, tmp_path / "right")
+    assert "11 written + 1 quarantined" in run(right, tmp_path / "out").summary
+    Image.fromarray(pictures(12)[3].permute(1, 2, 0).numpy()).save(tmp_path / "right" / "3.png")
+    store = run(right, tmp_path / "out")
+    assert "12 written + 0 quarantined" in store.summary and not len(store.failures())
+    assert not len(Store(tmp_path / "out").failures()) and not Store(tmp_path / "out").verify().errors
+
+
+def test_f19_other_pictures_under_the_same_ids_are_refused(tmp_path):
+    source = ArrayImages(names(12), pictures(12))
+    run(source, tmp_path / "out")
+    with pytest.raises(InputError, match="begun with another picture of"):
+        run(ArrayImages(names(12), 255 - pictures(12)), tmp_path / "out")
+    (tmp_path / "out" / "pictures.json").write_text('{"J0')   # cut short: noted anew
+    assert "12 written" in run(source, tmp_path / "out").summary
+    assert "14 written" in run(ArrayImages(names(14), pictures(14)), tmp_path / "out").summary   # a catalog may grow

@@ -540,3 +540,27 @@ def test_precision_counts_copies_but_not_itself():
     "Of three equal vectors, each is found by the others, never by itself"
     found = precision_at_k(np.repeat(VECTORS[:2], 3, 0), list("aaabbb"), k=2)
     assert found.precision.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("columns,said", [(dict(feat_0=["x", "y"]), "column 'feat_0' is string, not numbers"),
+                                          (dict(feat_0=[1.0, 2.0], ra=["x", "1"], dec=[1.0, 2.0]), "column 'ra' is string"),
+                                          (dict(features=pa.array([["x"], ["y"]], pa.list_(pa.string(), 1))), "'features' holds")])
+def test_text_where_numbers_belong(tmp_path, columns, said):
+    with pytest.raises(InputError, match=said): exact_table(write(tmp_path / "t.parquet", id_str=["a", "b"], **columns))
+
+
+def exact_table(path): return GalaxyIndex(path, device="cpu", engine="exact")
+
+
+@pytest.mark.parametrize("footer", [b"{broken", b"[1]", b"3", b"\xff"])
+def test_damaged_footer(tmp_path, footer):
+    table = pa.table(dict(id_str=["a", "b"], feat_0=[1.0, 2.0])).replace_schema_metadata({b"gz_nbdev": footer})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="metadata 'gz_nbdev', is damaged"): exact_table(tmp_path / "t.parquet")
+
+
+def test_ids_that_come_twice_in_any_reader(tmp_path):
+    path = parquet(tmp_path / "t.parquet", VECTORS[:4], ["a", "b", "c", "b"])
+    said = r"t.parquet: 1 ids come twice \(b\)"
+    with pytest.raises(InputError, match=said): list(search_module._open_table(path).blocks())
+    with pytest.raises(InputError, match=said): exact_table(path)

@@ -346,3 +346,9 @@ def test_every_preset_draws(preset, size):
     middle = pictures[:, :, size // 2 - 2:size // 2 + 3, size // 2 - 2:size // 2 + 3].mean((1, 2, 3))
     corner = pictures[:, :, :4, :4].mean((1, 2, 3))
     assert (middle > corner + 30).float().mean() > .8
+
+
+def test_a_catalog_of_the_user_is_left_alone(tmp_path):
+    (tmp_path / "catalog.parquet").write_bytes(b"mine")
+    with pytest.raises(InputError, match="not simulated"): simulate_survey(n=2, size=48, root=tmp_path, progress=False)
+    assert (tmp_path / "catalog.parquet").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1

@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 
@@ -19,8 +20,9 @@ from timm.utils import ModelEmaV3
 
 from gz_nbdev import train
 from gz_nbdev.data import ArrayImages, PixelCache, View, galaxy_dls
+from gz_nbdev.gan import GalaxyGan, save_gan
 from gz_nbdev.losses import DirichletMultinomialLoss
-from gz_nbdev.models import GalaxyModel, Weights, create_encoder, is_weights, load_weights, save_weights
+from gz_nbdev.models import GalaxyModel, Weights, create_encoder, is_weights, load_weights, note_temperature, save_weights
 from gz_nbdev.schema import InputError, get_schema
 from gz_nbdev.store import note_file, sha256_file
 from gz_nbdev.train import (AverageWeights, FusedAdam, Shrink, fast_plan, fit_for, galaxy_learner, layer_groups, layer_rates, read_checkpoint,
@@ -861,6 +863,43 @@ def test_train_votes_from_table_to_weights(survey, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="epochs was 2, now is 3"): whole(survey, tmp_path, epochs=3)
 
 
+@pytest.mark.parametrize("by", ["file", "link", "mine.txt", "gz.json", "weights", "gan"])
+def test_weights_of_others_are_not_touched(survey, tmp_path, by):
+    folder = tmp_path / "weights"
+    if by == "file": folder.write_text("mine")
+    elif by == "link": folder.symlink_to("elsewhere")
+    elif by == "weights": save_weights(network(), folder, View(32), RINGS)
+    elif by == "gan": save_gan(GalaxyGan(32, .125, 8), folder, View(32))
+    else:
+        folder.mkdir()
+        (folder / by).write_text("{}")
+    before = {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match=f"{folder} (holds|is a link or).*give another out"): whole(survey, tmp_path)
+    assert {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")} == before
+    if by in ("weights", "gan"): return
+    with pytest.raises(InputError, match="give another out"): save_weights(network(), folder, View(32), RINGS)
+
+
+def test_weights_of_another_run_are_not_taken_for_those_of_this(survey, tmp_path):
+    first = whole(survey, tmp_path / "a")
+    assert note_temperature(tmp_path / "a" / "weights", [.5]).hash == first.hash
+    assert whole(survey, tmp_path / "a").temperature == [.5]
+    shutil.copytree(tmp_path / "a" / "weights", tmp_path / "b" / "weights")
+    with pytest.raises(InputError, match="b/weights holds an encoder"): whole(survey, tmp_path / "b", epochs=3)
+    assert not (tmp_path / "b" / "training.json").exists()
+    save_weights(network(), tmp_path / "a" / "weights", View(32), RINGS)
+    with pytest.raises(InputError, match="a/weights holds an encoder"): whole(survey, tmp_path / "a")
+    shutil.rmtree(tmp_path / "a" / "weights")
+    assert whole(survey, tmp_path / "a").hash == first.hash
+
+
+@pytest.mark.parametrize("asked", [dict(seed=-1), dict(seed=2**32), dict(epochs=None, minutes=float("inf")), dict(epochs=None, minutes=float("nan")),
+                                   dict(epochs=float("nan")), dict(lr=float("inf"))])
+def test_numbers_that_no_training_can_have(survey, tmp_path, asked):
+    with pytest.raises(InputError, match="a whole number from|a number above 0"): whole(survey, tmp_path, **asked)
+    assert not (tmp_path / "weights").exists()
+
+
 def test_train_votes_goes_on(survey, tmp_path, monkeypatch):
     straight = whole(survey, tmp_path / "a")
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
@@ -909,6 +948,42 @@ def test_tensors_that_do_not_fit(tmp_path, file, damage, said):
     info["sha256"][file] = sha256_file(folder / file)
     (folder / "gz.json").write_text(json.dumps(info))
     with pytest.raises(InputError, match=f"{file} does not fit the network.*{said}"): load_weights(folder)
+
+
+@pytest.mark.parametrize("change, says", [(lambda i: {}, "lacks name, view"), (lambda i: [], "describes no weights"),
+    (lambda i: None, "describes no weights"), (lambda i: {k: v for k, v in i.items() if k != "sha256"}, "lacks sha256"),
+    (lambda i: {k: v for k, v in i.items() if k != "view"}, "lacks view"), (lambda i: {k: v for k, v in i.items() if k != "schema"}, "lacks schema"),
+    (lambda i: i | dict(sha256=[]), "no sound folder"), (lambda i: i | dict(sha256={}), "lacks checksum of config.json"),
+    (lambda i: i | dict(view=3), "no sound folder"), (lambda i: i | dict(outputs="x"), "no sound folder"), (lambda i: i | dict(dropout=7), "no sound folder")])
+def test_descriptions_that_describe_nothing(tmp_path, change, says):
+    folder = save_weights(network(), tmp_path / "w", View(32), RINGS)
+    (folder / "gz.json").write_text(json.dumps(change(json.loads((folder / "gz.json").read_text()))))
+    with pytest.raises(InputError, match=f"{folder}.*{says}"): load_weights(folder)
+    if "lacks" in says or "describes" in says:
+        with pytest.raises(InputError, match=f"{folder}.*{says}"): create_encoder(folder)
+
+
+def test_an_encoder_that_timm_does_not_know(tmp_path):
+    folder = save_weights(network(), tmp_path / "w", View(32), RINGS)
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | dict(architecture="resnet9000")))
+    info = json.loads((folder / "gz.json").read_text())
+    info["sha256"]["config.json"] = sha256_file(folder / "config.json")
+    (folder / "gz.json").write_text(json.dumps(info))
+    for read in (load_weights, create_encoder):
+        with pytest.raises(InputError, match=f"{folder}.*no encoder 'resnet9000'. Upgrade timm"): read(folder)
+
+
+@pytest.mark.parametrize("read", [load_weights, create_encoder])
+def test_folders_that_are_no_weights(tmp_path, read):
+    folder = save_weights(network(), tmp_path / "run" / "weights", View(32), RINGS)
+    with pytest.raises(InputError, match=f"no gz.json, but {folder} has: give that folder"): read(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty has no gz.json"): read(tmp_path / "empty")
+    with pytest.raises(InputError, match="holds a GAN, not an encoder"): read(save_gan(GalaxyGan(32, .125, 8), tmp_path / "gan", View(32)))
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9])
+    with pytest.raises(InputError, match="model.safetensors is not the file that was saved"): read(folder)
+    (folder / "gz.json").unlink()
+    with pytest.raises(InputError, match=f"{folder}"): create_encoder(folder)   # timm's own format, cut short
 
 
 def test_what_names_weights(tmp_path):
