@@ -477,6 +477,7 @@ def run_tour(
     results["page"] = _write_page(tour, page, data, results, sections)
     for number in results["numbers"]: tour.say(_told(number))
     if results["comparison"] is not None:
+        tour.say("cross-validated, on all labels of the galaxies that judge: value, its 90% interval, chance")
         print(results["comparison"].round(3).to_string(index=False), flush=True)
     return results
 

@@ -1060,6 +1060,7 @@ def _join(catalog, cache: PixelCache, side) -> list[np.ndarray]:   # rows of the
     for name, mine in zip(("training", "validation"), sides):
         if not len(mine): raise InputError(f"No galaxy with a picture is for {name}: give more, another valid=, or a "
                                            "column 'split' with train and valid")
+    if len(sides[0]) == 1: raise InputError("Only one galaxy with a picture is for training: it takes two at least")
     return [(mine, rows[mine]) for mine in sides]
 
 # %% ../nbs/20_data.ipynb #d436e1bb

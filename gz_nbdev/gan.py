@@ -13,7 +13,6 @@ __all__ = ['MODES', 'Generator', 'Trunk', 'GalaxyGan', 'Adversary', 'critic_dist
 # %% ../nbs/70_gan.ipynb #2255ca0d
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -40,7 +39,7 @@ from .schema import InputError, near_names
 from .store import Store, atomic_write, sha256_file
 from .simulate import draw_galaxies, take_pictures
 from .data import ArrayImages, PixelCache, View, image_grid, load_pixels
-from .models import _as_written, _check_room, _checked_info, keep_freed_memory, load_state
+from .models import _as_written, _check_room, _checked_info, _new_folder, keep_freed_memory, load_state
 from .train import FusedAdam, StopOnNaN, _moments, _put_moments
 from .predict import over_galaxies
 from .represent import _copied, _guess
@@ -376,18 +375,13 @@ def save_gan(
 ) -> Path:                         # the folder
     "Write a folder that `load_gan` reads; numbers are kept in float16, and nothing is pickled"
     folder = Path(folder)
-    _check_room(folder, "gan")
-    fresh = folder.with_name(folder.name + ".writing")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file({k: v.detach().cpu().half().contiguous() for k, v in gan.state_dict().items()}, fresh / "gan.safetensors")
-    info = dict(format=1, kind="gan", name=folder.name, about=about, size=gan.size, width=gan.width, latent=gan.latent, mode=mode,
-                view=view.to_dict(), metrics=metrics or {}, gz_nbdev=gz_nbdev.__version__, torch=str(torch.__version__),
-                sha256={"gan.safetensors": sha256_file(fresh / "gan.safetensors")})
-    atomic_write(fresh / "gz.json", json.dumps(info, indent=1))
-    atomic_write(fresh / "README.md", _gan_card(info))
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    with _new_folder(folder, "gan") as fresh:
+        save_file({k: v.detach().cpu().half().contiguous() for k, v in gan.state_dict().items()}, fresh / "gan.safetensors")
+        info = dict(format=1, kind="gan", name=folder.name, about=about, size=gan.size, width=gan.width, latent=gan.latent, mode=mode,
+                    view=view.to_dict(), metrics=metrics or {}, gz_nbdev=gz_nbdev.__version__, torch=str(torch.__version__),
+                    sha256={"gan.safetensors": sha256_file(fresh / "gan.safetensors")})
+        atomic_write(fresh / "gz.json", json.dumps(info, indent=1))
+        atomic_write(fresh / "README.md", _gan_card(info))
     return folder
 
 # %% ../nbs/70_gan.ipynb #0638c55c

@@ -186,6 +186,21 @@ def _check_room(folder: Path, kind=None) -> None:
         found = f"holds {', '.join(strange[:3]) or _KINDS[holds][0]}, which new weights would replace"
     raise InputError(f"{folder} {found}: give another out, or delete it")
 
+@contextmanager
+def _new_folder(folder: Path, kind: str):   # the folder to write to
+    "A folder of weights that takes the place of an older one when it is whole"
+    _check_room(folder, kind)
+    fresh = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder} cannot be written ({error}): make room, or choose another folder") from None
+    finally: shutil.rmtree(fresh, ignore_errors=True)
+
 def save_weights(
     model: GalaxyModel,                # the network
     folder,                            # where to; older weights there are replaced, anything else is refused
@@ -198,24 +213,20 @@ def save_weights(
 ) -> Path:                             # the folder
     "Write a weights folder that `load_weights` and timm both read; nothing is pickled"
     folder = Path(folder)
-    _check_room(folder, "encoder")
     temperature = _check_temperature(temperature, schema, str(folder))
-    fresh = folder.with_name(folder.name + ".writing")
-    shutil.rmtree(fresh, ignore_errors=True)
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)  # training may have laid it out otherwise
     if half: model = model.half()
     encoder = model.encoder
-    timm.models.save_for_hf(encoder, fresh, safe_serialization=True)
-    save_file(model.head.state_dict(), fresh / "head.safetensors")
-    info = dict(format=FORMAT, name=folder.name, about=about, encoder=encoder.pretrained_cfg["architecture"], features=encoder.num_features,
-                outputs=model.head[-1].out_features, dropout=model.head[0].p,
-                schema=schema.to_dict() | {"columns": list(schema.columns)} if schema else None, view=view.to_dict(),
-                temperature=temperature, metrics=metrics or {}, gz_nbdev=gz_nbdev.__version__,
-                torch=str(torch.__version__), timm=timm.__version__,
-                sha256={f: sha256_file(fresh / f) for f in _FILES["encoder"]})
-    _write_info(fresh, info)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    with _new_folder(folder, "encoder") as fresh:
+        timm.models.save_for_hf(encoder, fresh, safe_serialization=True)
+        save_file(model.head.state_dict(), fresh / "head.safetensors")
+        info = dict(format=FORMAT, name=folder.name, about=about, encoder=encoder.pretrained_cfg["architecture"],
+                    features=encoder.num_features, outputs=model.head[-1].out_features, dropout=model.head[0].p,
+                    schema=schema.to_dict() | {"columns": list(schema.columns)} if schema else None, view=view.to_dict(),
+                    temperature=temperature, metrics=metrics or {}, gz_nbdev=gz_nbdev.__version__,
+                    torch=str(torch.__version__), timm=timm.__version__,
+                    sha256={f: sha256_file(fresh / f) for f in _FILES["encoder"]})
+        _write_info(fresh, info)
     return folder
 
 # %% ../nbs/35_models.ipynb #fd9febb2

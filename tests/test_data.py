@@ -1139,3 +1139,10 @@ def test_is_valid_in_every_form(says):
 def test_is_valid_that_says_nothing(says, shown):
     table = pd.DataFrame(dict(is_valid=pd.Series([True, None if says is True else says], dtype=object)))
     with pytest.raises(InputError, match=f"Column 'is_valid' has ({shown}|None) in row 1: true or false"): data._sides(table, .2, 0)
+
+
+def test_one_galaxy_cannot_train():
+    "Normalisation over a batch needs two"
+    catalog = pd.DataFrame({"id_str": ["A", "B"], "ring": [0, 1], "split": ["train", "valid"]})
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with pytest.raises(InputError, match="Only one galaxy"): galaxy_dls(catalog, ArrayImages(["A", "B"], images), label="ring", view=View(32))

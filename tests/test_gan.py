@@ -311,3 +311,20 @@ def test_the_shipped_gan_draws_galaxies_and_knows_them(tmp_path):
     for x in (drawn, real): assert (x[:, :, *middle].mean((1, 2, 3)) > 1.5 * x[:, :, *edge].mean((1, 2, 3))).float().mean() > .9
     with torch.no_grad(): again = weights.model(real)
     assert spearmanr(again.mean((1, 2, 3)), real.mean((1, 2, 3))).statistic > .8
+
+
+@pytest.mark.parametrize("kind", ["encoder", "gan"])
+def test_weights_on_a_full_disk_leave_the_older_ones(tmp_path, monkeypatch, kind):
+    import gz_nbdev.gan as gan_module
+    import gz_nbdev.models as models_module
+
+    def save():
+        if kind == "gan": return gan_module.save_gan(gan_module.GalaxyGan(16, .125), tmp_path / "weights", View(16))
+        return save_weights(GalaxyModel(create_encoder("test_resnet"), 2), tmp_path / "weights", View(32))
+    def full(*args, **kwargs): raise OSError(28, "No space left on device")
+    save()
+    before = {p.name: p.read_bytes() for p in (tmp_path / "weights").iterdir()}
+    for module in (gan_module, models_module): monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(InputError, match="No space left.*make room"): save()
+    assert {p.name: p.read_bytes() for p in (tmp_path / "weights").iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["weights"]
