@@ -535,6 +535,7 @@ def _mend(self: ActiveSearch, read: bytes, mended: bytes) -> None:
     except OSError as error:
         raise InputError(f"the labels cannot be kept in {self.file} ({error.strerror}): give another folder") from None
 
+# %% ../nbs/75_anomaly.ipynb #f8be458a
 @patch
 def _parse(self: ActiveSearch, line: bytes, number: int) -> dict:
     "One line of the file"

@@ -569,6 +569,11 @@ def _named(value, options: tuple, flag: str) -> str:
     if value not in options: raise InputError(f"{flag} {value!r}: {near_names(value, options)}")
     return value
 
+def _at_least(**asked):   # name=(value, least)
+    "An error for an option that is too small"
+    for name, (value, least) in asked.items():
+        if value < least: raise InputError(f"--{name} {value}: a whole number, {least} or more")
+
 def _asked_for(catalog):
     "An error where no catalog was named"
     if not catalog: raise InputError("say which galaxies, with --catalog: a table, a folder of pictures, or hf-hub:owner/name@revision")
@@ -925,16 +930,14 @@ def gz_finetune(
     "Find a class from a few dozen labels: a classifier, how good it is, and the whole survey ranked"
     device, path = _device(device), Path(out) / f"found.{_named(form, _FORMS, '--form')}"
     if tune and numbers: raise InputError("--tune teaches a class: leave out --numbers")
-    for name, value, least in (("--background", background, 0), ("--top", top, 0), ("--epochs", epochs, 1)):
-        if value < least: raise InputError(f"{name} {value}: a whole number, {least} or more")
+    _at_least(background=(background, 0), top=(top, 0), epochs=(epochs, 1))
     galaxies, source = _galaxies(catalog, root, split, table, tune)
     marked, column = _labels(labels, galaxies, label, above, below, cuts, schema)
     network = load_weights(weights) if tune or not table else None
     if not table: match_labels(source.ids, marked, column, numbers)  # what is wrong with the labels is said before the work
     opened, failures = _vectors(table or represent(network, source, Path(out) / "representations", device=device))
     rows, values, ids, features = _labelled(opened, failures, marked, column, numbers)
-    figures = _judged(features[rows], values, numbers, seed)
-    _say_figures(figures, values, numbers)
+    _say_figures(figures := _judged(features[rows], values, numbers, seed), values, numbers)
     finder = _learned(opened, rows, values, features, label, numbers, prevalence, background, seed)
     if tune: finder, opened = _tuned(_folder(out), source, rows, values, ids, network, label, prevalence, epochs, seed, device)
     found = find(finder, opened, top or None)

@@ -412,6 +412,7 @@ def _gan_pixels(source, view: View, out: Path, bs: int, progress: bool) -> Pixel
         raise InputError(f"the pictures are all alike or all of one shade (mean {some.mean():.0f} of 255): nothing to learn from")
     return pixels
 
+# %% ../nbs/70_gan.ipynb #9ebfb8d9
 def train_gan(
     source,                            # of pictures, or a `PixelCache`
     out,                               # folder for checkpoints, samples and weights; what is there is gone on with

@@ -172,6 +172,7 @@ def _write_info(folder, info):
 _FILES = {"encoder": ("config.json", "model.safetensors", "head.safetensors"), "gan": ("gan.safetensors",)}   # beside gz.json
 _KINDS = {"encoder": ("an encoder", "load_weights"), "gan": ("a GAN", "load_gan")}   # in words, and what reads it
 
+# %% ../nbs/35_models.ipynb #e0f1a2dc
 def _check_room(folder: Path, kind=None) -> None:
     "Refuse a folder that holds anything but weights of this kind (None: anything at all): it would be deleted"
     if not folder.is_symlink() and not folder.exists(): return
@@ -201,6 +202,7 @@ def _new_folder(folder: Path, kind: str):   # the folder to write to
         raise InputError(f"{folder} cannot be written ({error}): make room, or choose another folder") from None
     finally: shutil.rmtree(fresh, ignore_errors=True)
 
+# %% ../nbs/35_models.ipynb #cba50978
 def save_weights(
     model: GalaxyModel,                # the network
     folder,                            # where to; older weights there are replaced, anything else is refused
