@@ -50,12 +50,17 @@ from .anomaly import SCORERS, anomaly_report, score_anomalies
 from .report import Page, plot_auc_by_strength, plot_history, plot_precision, plot_roc, plot_vote_scatter
 
 # %% ../nbs/98_cli.ipynb #59d1cab4
+def _at_least(**asked):   # name=(value, least)
+    "An error for an option that is too small"
+    for name, (value, least) in asked.items():
+        if value < least: raise InputError(f"--{name} {value}: a whole number, {least} or more")
+
 def _command(run):
     "A console command: an `InputError` becomes its message and exit code 2, Ctrl-C ends quietly"
     @functools.wraps(run)
     def command(*args, **kwargs):
         try:
-            if kwargs.get("seed", 0) < 0: raise InputError(f"--seed {kwargs['seed']}: a whole number, 0 or more")
+            _at_least(seed=(kwargs.get("seed", 0), 0))
             return run(*args, **kwargs)
         except InputError as error: message, code = f"error: {error}", 2
         except KeyboardInterrupt: message, code = "stopped; the same command goes on from what is written", 130
@@ -569,11 +574,6 @@ def _named(value, options: tuple, flag: str) -> str:
     if value not in options: raise InputError(f"{flag} {value!r}: {near_names(value, options)}")
     return value
 
-def _at_least(**asked):   # name=(value, least)
-    "An error for an option that is too small"
-    for name, (value, least) in asked.items():
-        if value < least: raise InputError(f"--{name} {value}: a whole number, {least} or more")
-
 def _asked_for(catalog):
     "An error where no catalog was named"
     if not catalog: raise InputError("say which galaxies, with --catalog: a table, a folder of pictures, or hf-hub:owner/name@revision")
@@ -1017,7 +1017,6 @@ def _strange_pictures(source, out, weights, native, refine, half, feature_weight
     "Pictures scored by a GAN; scores and codes also in the published form"
     gan = load_gan(weights)
     if not 0 <= feature_weight <= 1: raise InputError(f"--feature-weight {feature_weight}: a share between 0 and 1")
-    if refine < 0: raise InputError(f"--refine {refine}: a number of steps, 0 or more")
     if source is None: raise InputError("the catalog names no pictures: name the files in a column file_loc")
     view = View(gan.model.size, native=True) if native else gan.view
     store = score_pictures(gan, source, out / "store", refine, half, view=view, device=device)

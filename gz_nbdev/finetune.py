@@ -49,7 +49,7 @@ from .data import (ImageError, PixelCache, View, _sides, _text_ids, decode, gala
 from .metrics import bootstrap, calibration_error
 from .models import (GalaxyModel, Weights, create_encoder, is_weights, load_weights, pooled_features,
                              save_weights)
-from .train import StopOnNaN, layer_groups, layer_rates
+from .train import StopOnNaN, _check_seed, layer_groups, layer_rates
 from .search import _ENCODER, _open_table
 
 # %% ../nbs/65_finetune.ipynb #b4d85fa2
@@ -168,10 +168,6 @@ def match_labels(
     return rows[order], values.to_numpy()[order]
 
 # %% ../nbs/65_finetune.ipynb #b055011e
-def _checked_seed(seed):
-    if not 0 <= seed < 2**32: raise InputError(f"seed={seed}: a whole number from 0 to {2**32 - 1:,}")
-    return seed
-
 def pick_labels(
     labels,               # (galaxies,) true for the class
     positives: int = 50,  # how many of the class
@@ -179,7 +175,8 @@ def pick_labels(
     seed: int = 0,
 ) -> np.ndarray:          # rows chosen, in random order
     "Rows of a balanced sample to learn from; `InputError` if there are not that many"
-    labels, rng = np.asarray(labels, bool), np.random.default_rng(_checked_seed(seed))
+    _check_seed(seed)
+    labels, rng = np.asarray(labels, bool), np.random.default_rng(seed)
     for wanted, rows, what in ((positives, labels, "of the class"), (negatives, ~labels, "not of the class")):
         if rows.sum() < wanted: raise InputError(f"{wanted} galaxies {what} were asked for, but only {rows.sum()} of "
                                                  f"{len(labels)} are labelled so: ask for fewer, or label more")
@@ -291,7 +288,7 @@ def fit_class(
     background=None,                  # (galaxies, features) representations of galaxies nobody labelled: as good as not
 ) -> FewLabelClassifier:
     "Learn a class from few labels: regularised logistic regression on representations, calibrated"
-    _checked_seed(seed)
+    _check_seed(seed)
     (features, labels), count = checked_labels(features, labels), len(labels)
     prevalence = labels.mean() if prevalence is None else prevalence
     if background is not None and len(background):
@@ -329,7 +326,7 @@ def fit_column(
     name: str = "value",          # of the number
 ) -> FewLabelRegressor:
     "Learn a number from few labels: ridge regression on representations"
-    _checked_seed(seed)
+    _check_seed(seed)
     features, values = checked_features(features), as_numbers(np.asarray(values), name).to_numpy()
     if len(values) != len(features): raise InputError(f"{len(values)} values for {len(features)} representations")
     if len(values) < 5 or np.ptp(values) == 0:
@@ -352,7 +349,7 @@ def cross_validate(
     fit: Callable = fit_class, # or `fit_column`
 ) -> np.ndarray:               # (repeats, galaxies) probability, or number, from a model that did not see the galaxy
     "Out-of-fold answers of `fit_class` (stratified) or `fit_column`"
-    _checked_seed(seed)
+    _check_seed(seed)
     if fit is fit_class:
         features, labels = checked_labels(features, labels)
         needed = 4 if folds == 2 else folds   # each fold leaves two of each kind to learn from
@@ -602,7 +599,8 @@ def tune_class(
         raise InputError(f"the catalog has no column {label!r}: {near_names(label, list(catalog.columns))}")
     if epochs < 1: raise InputError(f"epochs={epochs}: at least 1 is needed")
     device = torch.device(device or default_device())
-    set_seed(_checked_seed(seed))
+    _check_seed(seed)
+    set_seed(seed)
     model, view, known = _start(weights, view)
     catalog = _with_valid(catalog, label, valid, seed)
     cache = source if isinstance(source, PixelCache) else load_pixels(source, view, progress=progress)
@@ -641,7 +639,8 @@ def head_finder(
 # %% ../nbs/65_finetune.ipynb #3ea4e187
 def _draw(labels, sizes, seed) -> tuple:   # rows that judge; rows that teach, for each size
     "A balanced set to judge, and nested balanced sets to learn from"
-    rng = np.random.default_rng(_checked_seed(seed))
+    _check_seed(seed)
+    rng = np.random.default_rng(seed)
     orders = [rng.permutation(np.flatnonzero(labels == kind)) for kind in (1, 0)]
     fewer = min(map(len, orders))
     judged = max(fewer * 3 // 10, 2)

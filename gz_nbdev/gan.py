@@ -11,7 +11,6 @@ __all__ = ['MODES', 'Generator', 'Trunk', 'GalaxyGan', 'Adversary', 'critic_dist
            'weighted_score', 'robust_z', 'gan_table', 'publish_scores', 'normal_galaxies']
 
 # %% ../nbs/70_gan.ipynb #2255ca0d
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -36,11 +35,11 @@ from torch import Tensor, nn
 
 import gz_nbdev
 from .schema import InputError, near_names
-from .store import Store, atomic_write, sha256_file
+from .store import Store, _sha256, atomic_write, sha256_file
 from .simulate import draw_galaxies, take_pictures
 from .data import ArrayImages, PixelCache, View, image_grid, load_pixels
 from .models import _as_written, _check_room, _checked_info, _new_folder, keep_freed_memory, load_state
-from .train import FusedAdam, StopOnNaN, _moments, _put_moments
+from .train import FusedAdam, StopOnNaN, _check_seed, _moments, _put_moments
 from .predict import over_galaxies
 from .represent import _copied, _guess
 
@@ -217,8 +216,6 @@ def drawn_galaxies(
 # %% ../nbs/70_gan.ipynb #8b10074f
 _NO_SUM = b"0" * 64   # stands in a file for its own checksum while that is computed
 
-def _sum(data: bytes) -> str: return hashlib.sha256(data).hexdigest()
-
 class _Keep(Callback):
     "Everything to go on with, in one file after each epoch"
     order = 60   # after fastai's Recorder
@@ -237,7 +234,7 @@ class _Keep(Callback):
         try:
             with safe_open(self.file, "pt") as opened: meta = opened.metadata()
             told, data = json.loads(meta["gz_nbdev"]), self.file.read_bytes()
-            if len(meta) > 1 and meta["sha256"] != _sum(data.replace(meta["sha256"].encode(), _NO_SUM, 1)): raise ValueError
+            if len(meta) > 1 and meta["sha256"] != _sha256(data.replace(meta["sha256"].encode(), _NO_SUM, 1)): raise ValueError
             tensors = load(data)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             raise InputError(f"{self.file} is not what was written (torn, or damaged since): delete it to begin anew, or choose another folder") from None
@@ -258,7 +255,7 @@ class _Keep(Callback):
         self.rows.append(dict(zip(self.recorder.metric_names[1:-1], map(float, self.recorder.final_record))))
         note = json.dumps(dict(settings=self.settings, rows=self.rows))
         data = save(self.tensors(), {"gz_nbdev": note, "sha256": _NO_SUM.decode()})
-        atomic_write(self.file, data.replace(_NO_SUM, _sum(data).encode(), 1))
+        atomic_write(self.file, data.replace(_NO_SUM, _sha256(data).encode(), 1))
 
 # %% ../nbs/70_gan.ipynb #516c5610
 def _fit(learn: Learner, keep: _Keep, epochs: int, progress: bool) -> pd.DataFrame:
@@ -432,14 +429,14 @@ def train_gan(
     if mode not in MODES: raise InputError(f"mode={mode!r}: {near_names(mode, MODES)}")
     for name, value in dict(iterations=iterations, encoder_steps=encoder_steps, bs=bs).items():
         if value is not None and not 1 <= value < np.inf: raise InputError(f"{name}={value}: a whole number from 1 on")
-    if not 0 <= seed < 2**32: raise InputError(f"seed={seed}: a whole number from 0 to {2**32 - 1}")
+    _check_seed(seed)
     _check_room(Path(out) / "weights", "gan")
     device, out, view = torch.device(device or default_device()), Path(out), replace(view, mean=(0, 0, 0), std=(1, 1, 1))
     set_seed(seed)
     gan = GalaxyGan(view.size, width, latent)
     pixels = _gan_pixels(source, view, out, bs, progress)
     sums = pixels.index.loc[pixels.index["reason"] == "", "pixels"].to_numpy("int64")
-    settings = dict(pictures=_sum(" ".join(pixels.ids).encode())[:12], pixels=_sum(sums.tobytes())[:12], view=view.to_dict(), width=width,
+    settings = dict(pictures=_sha256(" ".join(pixels.ids).encode())[:12], pixels=_sha256(sums.tobytes())[:12], view=view.to_dict(), width=width,
                     latent=latent, iterations=iterations, encoder_steps=encoder_steps or 2 * iterations, mode=mode, seed=seed, bs=bs)
     out.mkdir(parents=True, exist_ok=True)
     gan.to(device)
@@ -497,6 +494,7 @@ def score_pictures(
     progress: bool = True,    # show a bar
 ) -> Store:                   # `.read()` gives the scores, `.read_features()` the codes
     "Scores and codes of every galaxy of `source`, written in shards"
+    if refine < 0: raise InputError(f"refine={refine}: a number of steps, 0 or more")
     weights = weights if isinstance(weights, GanWeights) else load_gan(weights)
     device, view = torch.device(device or default_device()), replace(view or weights.view, mean=(0, 0, 0), std=(1, 1, 1))
     if view.size != weights.model.size:

@@ -306,8 +306,13 @@ def _workers(device: torch.device):
         yield count
 
 # %% ../nbs/50_predict.ipynb #47f2a295
+def _go_on(store: Store, source):
+    "Compare eight pictures with what they were when the store was begun, then let the quarantined be tried again"
+    _same_pictures(store, source)
+    store.retry()
+
 def _same_pictures(store: Store, source):
-    "`InputError` where a picture is not what it was when the store was begun; eight are looked at, none of a stream"
+    "`InputError` where a picture is not what it was when the store was begun; none of a stream is looked at"
     if _is_stream(source): return
     kept, before = store.root / "pictures.json", {}
     if kept.exists():
@@ -340,8 +345,7 @@ def over_galaxies(
     failures, waiting, device = [], [], torch.device(device or default_device())
     batch_size = batch_size or (64 if device.type == "cpu" else 256)
     with Store(out, dict(meta, view=view.to_dict())) as store, _workers(device) as workers:
-        store.retry()
-        _same_pictures(store, source)
+        _go_on(store, source)
         bar = _progress(source, store) if progress else None
         began, done = time.perf_counter(), 0
         batches = iter_batches(source, view, batch_size, failures=failures, done=store.contains)

@@ -39,7 +39,7 @@ from .schema import PALETTE, InputError, near_names
 from .store import Store, atomic_write, features_array, features_column, keep_note, recall, sha256_file
 from .data import PixelCache, View, iter_batches
 from .models import Weights, create_encoder, is_weights, load_weights
-from .predict import _progress, _same_pictures, _same_threads, _side_by_side, _workers
+from .predict import _go_on, _progress, _same_threads, _side_by_side, _workers
 
 # %% ../nbs/55_represent.ipynb #5de09567
 @dataclass(frozen=True)
@@ -413,8 +413,7 @@ def represent(
                 view=encoder.view.to_dict())
     failures, stored = [], isinstance(source, PixelCache)
     with Store(out, meta) as store, _workers(device) as workers:
-        store.retry()
-        _same_pictures(store, source)
+        _go_on(store, source)
         bar = _progress(source, store) if progress else None
         pieces = iter_batches(source, encoder.view, batch_size or _PIECE, failures=failures, done=store.contains)
         if plan is not None: network = _Network(encoder, plan, device, turns)

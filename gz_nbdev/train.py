@@ -952,6 +952,9 @@ def _of_data(dls) -> str:
     return f"Data: {card['title'] or card['name']}{revision}; licence: {card['licence']}. {card['conditions']}".strip()
 
 # %% ../nbs/40_train.ipynb #0ce20391
+def _check_seed(seed: int):
+    if not 0 <= seed < 2**32: raise InputError(f"seed={seed}: a whole number from 0 to {2**32 - 1}")
+
 def _is_made(out: Path) -> bool:
     "Whether the weights in the folder of a run are those that it ended with"
     if not all((out / name).is_file() for name in ("training.json", "best.safetensors", "weights/gz.json")): return False
@@ -959,6 +962,7 @@ def _is_made(out: Path) -> bool:
     except (InputError, SafetensorError): return False
     return best.keys() == made.keys() and all(torch.equal(value, made[name]) for name, value in best.items())
 
+# %% ../nbs/40_train.ipynb #b58287b7
 def train_votes(
     catalog: pd.DataFrame,               # `id_str`, votes, and if it has them `split` or `is_valid`
     source,                              # of the pictures, or a `PixelCache`
@@ -979,9 +983,10 @@ def train_votes(
     **kwargs,                            # for `galaxy_learner`: layer_decay, freeze, precision, average, ...
 ) -> Weights:
     "Weights trained on the votes of a catalog; what is in `out` is gone on with"
-    if not 0 <= seed < 2**32: raise InputError(f"seed={seed}: a whole number from 0 to {2**32 - 1}")
+    _check_seed(seed)
     out = Path(out)
-    if not _is_made(out): _check_room(out / "weights")
+    made = _is_made(out)
+    if not made: _check_room(out / "weights")
     experienced = is_weights(encoder)
     view = view or (load_weights(encoder).view if experienced else View())
     pixels = source
@@ -994,5 +999,5 @@ def train_votes(
     else:
         with learn.no_bar(), learn.no_logging(): done = fit_for(learn, *asked)
     if done["stopped"]: raise InputError(f"training stopped: {done['stopped']}")
-    if not _is_made(out): save_learner(learn, out / "weights", done, about)
+    if not made: save_learner(learn, out / "weights", done, about)
     return load_weights(out / "weights")

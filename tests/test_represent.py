@@ -711,3 +711,14 @@ def test_f19_other_pictures_under_the_same_ids_are_refused(tmp_path):
     (tmp_path / "out" / "pictures.json").write_text('{"J0')   # cut short: noted anew
     assert "12 written" in run(source, tmp_path / "out").summary
     assert "14 written" in run(ArrayImages(names(14), pictures(14)), tmp_path / "out").summary   # a catalog may grow
+
+
+def test_a_refused_job_forgets_no_failure(tmp_path):
+    "Other pictures are refused before the quarantined are let out"
+    bad = pictures(12)
+    table = pd.DataFrame({"id_str": names(12), "file_loc": [f"{i}.png" for i in range(12)]})
+    for i in range(11): Image.fromarray(bad[i].permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    assert "11 written + 1 quarantined" in run(FolderImages(table, tmp_path), tmp_path / "out").summary
+    Image.fromarray(255 - bad[0].permute(1, 2, 0).numpy()).save(tmp_path / "0.png")
+    with pytest.raises(InputError, match="begun with another picture of"): run(FolderImages(table, tmp_path), tmp_path / "out")
+    assert Store(tmp_path / "out").failures().id_str.tolist() == [names(12)[11]]
