@@ -12,6 +12,7 @@ __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'MAX_RATIO', 'MAX_BYTES', 'MAX_BLA
            'galaxy_zoo_scale', 'FitsImages']
 
 # %% ../nbs/20_data.ipynb #3b0ed3e1
+import errno
 import hashlib
 import html
 import json
@@ -30,7 +31,7 @@ from functools import lru_cache
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from time import perf_counter
 from warnings import catch_warnings, simplefilter, warn
 
@@ -139,14 +140,13 @@ MIN_SIDE, MAX_SIDE, MAX_RATIO = 16, 5000, 4  # px of the shorter side, px of the
 class ImageError(ValueError):
     "A picture that cannot be used; the text is the reason that is kept beside its id"
 
-def _check_size(image: Image.Image) -> Image.Image:
-    "The same picture, if its sides are allowed"
-    short, long = sorted(image.size)
-    size = f"{image.width} x {image.height} px"
+def _check_size(width: int, height: int):
+    "`ImageError` where the sides are not allowed"
+    short, long = sorted((width, height))
+    size = f"{width} x {height} px"
     if short < MIN_SIDE: raise ImageError(f"too small: {size}, the shorter side needs {MIN_SIDE}")
     if long > MAX_SIDE: raise ImageError(f"too large: {size}, the longer side may have {MAX_SIDE}")
     if long > MAX_RATIO * short: raise ImageError(f"too long and thin: {size}, more than {MAX_RATIO} to 1")
-    return image
 
 # %% ../nbs/20_data.ipynb #97e797ab
 _KINDS = {b"%PDF": "a PDF document", b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript",
@@ -162,13 +162,16 @@ def _open(
     picture,         # encoded bytes, or uint8 tensor (3, H, W)
 ) -> Image.Image:    # its header read, its pixels not yet
     "A picture whose format and size are allowed"
-    if isinstance(picture, Tensor): return _check_size(Image.fromarray(picture.permute(1, 2, 0).numpy()))
-    if not len(picture): raise ImageError("empty file (0 bytes)")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise InputError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: half a file would pass for a galaxy. Turn it off")
-    try: return _check_size(Image.open(BytesIO(picture), formats=FORMATS))
+    if not len(picture): raise ImageError("empty file (0 bytes)")
+    try:
+        image = (Image.fromarray(picture.permute(1, 2, 0).numpy()) if isinstance(picture, Tensor) else
+                 Image.open(BytesIO(picture), formats=FORMATS))
     except UnidentifiedImageError: raise ImageError(f"not a picture: looks like {_kind(picture)}") from None
     except Image.DecompressionBombError: raise ImageError(f"too large: a side may have {MAX_SIDE} px") from None
+    _check_size(*image.size)
+    return image
 
 # %% ../nbs/20_data.ipynb #79e0de99
 def _rgb(
@@ -187,20 +190,28 @@ def _rgb(
 # %% ../nbs/20_data.ipynb #77f5bf56
 def _is_turned(image: Image.Image) -> bool: return image.getexif().get(0x0112, 1) != 1   # says its EXIF
 
-def _is_plain(image: Image.Image) -> bool:
-    "Whether a picture is a JPEG, grey or of three colours, that is to be shown as it is stored"
-    return image.format == "JPEG" and image.mode in ("L", "RGB") and not _is_turned(image)
+def _plain_size(
+    picture,             # as `_open` takes it
+) -> tuple | None:       # height, width; None: for Pillow to look at
+    "Size of a JPEG, grey or of three colours, that is to be shown as it is stored"
+    if isinstance(picture, Tensor) or not picture.startswith(b"\xff\xd8") or ImageFile.LOAD_TRUNCATED_IMAGES: return None
+    if (b"Exif" in picture or b"Orientation" in picture) and _is_turned(_open(picture)): return None
+    try: height, width, colours, _ = simplejpeg.decode_jpeg_header(picture)
+    except ValueError: return None
+    return (height, width) if colours in ("Gray", "YCbCr") else None
 
 def _pixels(
     picture,             # as `_open` takes it
     need: int,           # px that the shorter side must have
 ) -> np.ndarray:         # (H, W, 3), uint8
     "All of a picture, a JPEG perhaps at a smaller scale"
+    if (size := _plain_size(picture)) is not None:
+        _check_size(*size[::-1])
+        scale = next((s for s in (8, 4, 2) if min(size) >= s * need), 1)
+        try: return simplejpeg.decode_jpeg(picture, min_height=-(-size[0] // scale), min_width=-(-size[1] // scale))
+        except ValueError: pass   # Pillow says what is wrong with it
     image = _open(picture)
     image.draft(None, (need, need))
-    if _is_plain(image):
-        try: return simplejpeg.decode_jpeg(picture, min_height=image.height, min_width=image.width)
-        except ValueError: pass   # Pillow says what is wrong with it
     ImageOps.exif_transpose(image, in_place=True)
     return np.array(_rgb(image))
 
@@ -229,18 +240,19 @@ def _stamp(
 
 def _averaged(
     pixels: np.ndarray,  # (side, side, 3), uint8
-    size: int,
-) -> Tensor:             # (3, size, size), uint8
+    into: Tensor,        # (3, size, size), uint8
+) -> Tensor:             # `into`, filled
     "A picture with so many pixels, each the mean of those it stands for"
-    if len(pixels) == size: return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    square = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    square = F.interpolate(square, (size, size), mode="bilinear", antialias=True)
-    return square[0].contiguous()
+    square, side = torch.from_numpy(pixels).permute(2, 0, 1), into.shape[-1]
+    if len(pixels) == side: return into.copy_(square)
+    torch.ops.aten._upsample_bilinear2d_aa.out(square[None], (side, side), False, out=into[None])
+    return into
 
 # %% ../nbs/20_data.ipynb #4e04ee59
 def decode(
     picture,                # encoded bytes, or uint8 tensor (3, H, W)
     view: View = View(),    # its crop, size and greyscale; mean and std come later
+    into: Tensor | None = None,   # (3, size, size), uint8, to be filled and returned; None = new memory
 ) -> Tensor:                # (3, size, size), uint8
     "A stored picture as `view` shows it; `ImageError` where that cannot be done"
     try: pixels = _pixels(picture, MAX_SIDE if view.native else int(np.ceil(view.size / view.crop)))   # to lose nothing
@@ -249,7 +261,7 @@ def decode(
         raise ImageError(f"cannot be decoded: {' '.join(str(e).split())[:100] or type(e).__name__}") from None
     pixels = _stamp(pixels, view.size) if view.native else _central(pixels, view.crop)
     if view.greyscale: pixels = np.array(Image.fromarray(pixels).convert("L").convert("RGB"))
-    return _averaged(pixels, view.size)
+    return _averaged(pixels, torch.empty(3, view.size, view.size, dtype=torch.uint8) if into is None else into)
 
 # %% ../nbs/20_data.ipynb #5ffd7954
 def _show_galaxy(ax, image: Tensor, title):
@@ -330,6 +342,21 @@ def _regular(path, flags):
     "Open without waiting for a pipe, and without following a link put there meanwhile"
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
 
+def _inside(
+    root: str,     # without links
+    name: str,     # relative to it, or absolute
+) -> tuple:        # path without links, what `os.stat` says of it
+    "Where a file lies; `ImageError` where that is outside the root"
+    parts, path = name.split("/"), root
+    if os.sep == "/" and not {"", ".", ".."}.intersection(parts):
+        for part in parts:
+            path = f"{path}/{part}"
+            if stat.S_ISLNK((info := os.lstat(path)).st_mode): break
+        else: return path, info   # nearly always: down from the root, and no link on the way
+    path = os.path.realpath(os.path.join(root, name))
+    if os.path.commonpath([root, path]) != root: raise ImageError(f"outside the root: {name!r}")
+    return path, os.stat(path)
+
 @patch
 def read(
     self: FolderImages,
@@ -339,12 +366,10 @@ def read(
     name = self.files[i]
     if not isinstance(name, str) or not name: raise ImageError("missing file: file_loc is empty")
     try:
-        path = os.path.realpath(os.path.join(self.root, name))
-        if os.path.commonpath([self.root, path]) != self.root: raise ImageError(f"outside the root: {name!r}")
-        info = os.stat(path)
+        path, info = _inside(self.root, name)
         if not stat.S_ISREG(info.st_mode): raise ImageError(f"not a regular file: {name!r}")
         if info.st_size > MAX_BYTES: raise ImageError(f"more than {MAX_BYTES:,} bytes: {name!r}")
-        with open(path, "rb", opener=_regular) as f: return f.read()
+        with open(path, "rb", buffering=0, opener=_regular) as f: return f.read()
     except ImageError: raise
     except FileNotFoundError: raise ImageError(f"missing file: {name!r}") from None
     except (OSError, ValueError) as e:
@@ -558,8 +583,8 @@ def _decode_into(
             stored = -1
             try:
                 stored = _sum_of(picture := _get(source, item))
-                into[good] = decode(picture, view)
-                rows.append((id, stored, _sum_of(into[good]), ""))
+                pixels = decode(picture, view, into[good])
+                rows.append((id, stored, _sum_of(pixels), ""))
                 good += 1
             except ImageError as e: rows.append((id, stored, -1, str(e)))
         return into, good, rows
@@ -602,21 +627,24 @@ def _in_memory(source, view, threads, progress) -> PixelCache:
     return PixelCache(pixels[:row], view, index, card=getattr(source, "card", None))
 
 # %% ../nbs/20_data.ipynb #04092ed6
+def _make_room(f, start: int) -> int:   # where the room ends
+    "Ask for the next 64 MB of a file at once, which costs the system less than page by page"
+    try: os.posix_fallocate(f.fileno(), start, 2**26)
+    except (AttributeError, OSError): pass   # not on this system, or a disk that is nearly full: writing shows it
+    return start + 2**26
+
 def _write_pixels(file: Path, source, view, threads, progress) -> pd.DataFrame:
-    "Decode a source into a file that is on the disk when this returns; the index of it"
-    with open(file, "wb", buffering=0) as f, ThreadPoolExecutor(1) as pool:
-        flushed, waiting = pool.submit(bool), 0
+    "Decode a source into a file; the index of it"
+    with open(file, "wb", buffering=0) as f:
+        end = room = 0
         def write(pictures):
-            nonlocal flushed, waiting
+            nonlocal end, room
             data = memoryview(pictures.numpy()).cast("B")
-            waiting += len(data)
+            end += len(data)
+            while end > room: room = _make_room(f, room)
             while len(data): data = data[f.write(data):]   # what a disk that is nearly full takes may be a part
-            if waiting > 2**24 and flushed.done():
-                flushed.result()   # a disk that failed says so here
-                flushed, waiting = pool.submit(os.fsync, f.fileno()), 0
         index = _decode_into(write, source, view, threads, progress)
-        flushed.result()
-        os.fsync(f.fileno())
+        f.truncate(end)
     return index
 
 def _write_cache(source, view, folder: Path, threads, progress):
@@ -633,6 +661,18 @@ def _write_cache(source, view, folder: Path, threads, progress):
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally: shutil.rmtree(partial, ignore_errors=True)
+
+def _flush(folder: Path):
+    "Bring a cache to the disk, then leave a note that it is there"
+    try:
+        for file in sorted(folder.iterdir()):
+            with open(file, "rb+") as f: os.fsync(f.fileno())
+        (folder/"flushed").touch()
+    except OSError as e:   # one that was deleted, or may only be read, is no harm: it stays without the note
+        if e.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            warn(f"The pixel cache {folder} did not reach the disk: {e}. Delete it, and give another cache_dir")
+
+def _flush_behind(folder: Path): Thread(target=_flush, args=(folder,), daemon=True).start()   # while others go on
 
 # %% ../nbs/20_data.ipynb #73948284
 _RULES = 3  # raised when the same bytes give other pixels or other sums: older caches are then left alone
@@ -655,12 +695,18 @@ def _open_cache(source, view, folder: Path) -> PixelCache:
     if _is_stream(source): source.restore(index["id_str"].tolist(), pq.read_table(folder/"catalog.parquet"))
     return PixelCache(_map_pixels(folder/"pixels.u8", shape), view, index, folder, about.get("card"))
 
-def _check_cache(cache: PixelCache, source):
-    "`ValueError` if a sample of a cache shows other pictures than those of `source`"
-    index, good = cache.index, np.flatnonzero(cache.index["reason"] == "")
-    for row in np.unique(np.linspace(0, len(good) - 1, 32).astype(int)):
-        if _sum_of(cache.pixels[row]) != index["pixels"].iloc[good[row]]:
+def _check_pixels(cache: PixelCache, progress: bool):
+    "`ValueError` if a sample of a cache, or anything in one that was not flushed, is not what was written"
+    sums, flushed = cache.index.loc[cache.index["reason"] == "", "pixels"].to_numpy(), (cache.folder/"flushed").exists()
+    rows = np.unique(np.linspace(0, len(sums) - 1, 32).astype(int)) if flushed else range(len(sums))
+    for row in _with_speed(rows, len(rows), progress and not flushed):
+        if _sum_of(cache.pixels[row]) != sums[row]:
             raise ValueError(f"holds other pixels of {cache.ids[row]!r} than were written")
+    if not flushed: _flush_behind(cache.folder)
+
+def _check_pictures(cache: PixelCache, source):
+    "`ValueError` if a sample of a cache is of other pictures than those of `source`"
+    index = cache.index
     if _is_stream(source): return   # its fingerprint is that of its first pictures
     if index["id_str"].tolist() != source.ids: raise ValueError("is of another list of ids")
     spots = [*np.linspace(0, len(index) - 1, 32).astype(int), *np.flatnonzero(index["reason"] != "")[:32]]
@@ -670,12 +716,13 @@ def _check_cache(cache: PixelCache, source):
 # %% ../nbs/20_data.ipynb #65ad5055
 _PIXELS = ("size", "crop", "greyscale", "native")  # what of a view decides about pixels: mean and std come after the cache
 
-def _read_cache(source, view, folder: Path, say: bool) -> PixelCache | None:   # None: there is none that can be used
+def _read_cache(source, view, folder: Path, progress: bool, say: bool) -> PixelCache | None:   # None: none can be used
     "The cache in `folder`, if it is whole and shows the pictures of `source`; `say`: warn where it is not"
     if not folder.exists(): return None
     try:
         cache = _open_cache(source, view, folder)
-        _check_cache(cache, source)
+        _check_pictures(cache, source)
+        _check_pixels(cache, progress)
         return cache
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as e:
         reason = str(e) if type(e) is ValueError else f"cannot be read ({_brief(e)})"
@@ -697,12 +744,12 @@ def load_pixels(
     if cache_dir is None: return _in_memory(source, view, threads, progress)
     pixels = _hash_rows([_RULES, *(v for name, v in view.to_dict().items() if name in _PIXELS), source.fingerprint()])
     folder = Path(cache_dir)/f"pixels-{pixels[:16]}"
-    if (cache := _read_cache(source, view, folder, say=False)) is not None: return cache  # it may be read-only
+    if (cache := _read_cache(source, view, folder, progress, say=False)) is not None: return cache  # it may be read-only
     need = 3 * view.size**2 * (1 if _is_stream(source) else len(source))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process may be at it: wait, and share
-            if (cache := _read_cache(source, view, folder, say=True)) is not None: return cache
+            if (cache := _read_cache(source, view, folder, progress, say=True)) is not None: return cache
             free = shutil.disk_usage(folder.parent).free
             if need > free: raise OSError(f"{_bytes(free)} are free")
             _write_cache(source, view, folder, threads, progress)
@@ -710,6 +757,7 @@ def load_pixels(
         raise InputError(f"The pixel cache needs {_bytes(need)}{' a picture' if _is_stream(source) else ''} in "
                          f"{str(cache_dir)!r}: {e}. Give another cache_dir, a smaller view, or cache_dir=None for "
                          "memory") from e
+    _flush_behind(folder)
     return _open_cache(source, view, folder)
 
 # %% ../nbs/20_data.ipynb #5b382380

@@ -3,12 +3,14 @@
 Three roads for every view: decoding alone (threads that read and decode, nothing kept), the first epoch (decoded,
 written to a cache on the disk, delivered as batches) and later epochs (bytes from the mapped file, shuffled). The arms
 take turns, so that whatever else the machine does falls on all; each is a process of its own. On a machine that does
-much else, processor time says more than the clock: the last column but one is the share of decoding in all that the
-first epoch took of the cores. Zoobot is found through ZOOBOT_PYTHON, the interpreter of an environment that has it.
+much else, processor time says more than the clock: `by cpu` is the share of decoding in all that the first epoch took of
+the cores. The cache reaches the disk behind the first epoch: `flushed` is the share if one waits for that. Zoobot is
+found through ZOOBOT_PYTHON, the interpreter of an environment that has it.
 
     GZ_DATA=... ZOOBOT_PYTHON=... python tests/bench/bench_loader.py --rows 2890 --repeats 5
 """
 import argparse
+import gc
 import json
 import os
 import platform
@@ -81,14 +83,18 @@ def epochs(args) -> dict:
         seen = deliver(dl)
         first, cpu, later = time.perf_counter() - start, time.process_time() - cpu, []
         assert seen == args.rows == len(pixels), "a picture was lost"
+        while not (pixels.folder / "flushed").exists(): time.sleep(.001)
+        disk = time.perf_counter() - start
         for _ in range(5):
             start = time.perf_counter()
             deliver(dl)
             later.append(time.perf_counter() - start)
-        return dict(rate=args.rows / first, later=args.rows / median(later), cpu=cpu)
+        return dict(rate=args.rows / first, disk=args.rows / disk, later=args.rows / median(later), cpu=cpu)
     finally:
+        pixels = dl = None   # a file that is mapped keeps its blocks,
+        gc.collect()
         shutil.rmtree(folder)
-        os.sync()   # or the disk frees it while the next arm writes
+        os.sync()            # and the disk would free them while the next arm writes
 
 
 def memory(args) -> dict:
@@ -181,7 +187,7 @@ def versions() -> str:
 def compare(args, peer: bool):
     "Rates of every view, medians over the repeats"
     print(f"{'view':>12} {'decode only':>12} {'first epoch':>12} {'of decode':>10} {'later':>9} {'zoobot':>8} "
-          f"{'its later':>9} {'first/':>7} {'later/':>7} {'by cpu':>7}   load")
+          f"{'its later':>9} {'first/':>7} {'later/':>7} {'by cpu':>7} {'flushed':>8}   load")
     for size, crop in args.views:
         arms = {arm: Arm(arm, args, size, crop, args.peer_rows if arm == "zoobot" else args.rows)
                 for arm in ("decode", "epochs", *["zoobot"] * peer)}
@@ -189,17 +195,17 @@ def compare(args, peer: bool):
         for _ in range(args.repeats):
             for arm in ("decode", "epochs", "decode", *["zoobot"] * peer): found[arm].append(arms[arm].run())
         for arm in arms.values(): arm.close()
-        def share(key, up):   # each epoch beside the decoding before and after it
+        def share(key, of, up):   # each epoch beside the decoding before and after it
             both = zip(found["epochs"], found["decode"][::2], found["decode"][1::2])
-            return median((2 * e[key] / (a[key] + b[key])) ** up for e, a, b in both)
+            return median((2 * e[key] / (a[of] + b[of])) ** up for e, a, b in both)
         only, first, later = (median(r[key] for r in found[arm]) for arm, key in
                               (("decode", "rate"), ("epochs", "rate"), ("epochs", "later")))
         theirs = f"{'':>8} {'':>9} {'':>7} {'':>7}"
         if peer:
             his, his_later = (median(r[key] for r in found["zoobot"]) for key in ("rate", "later"))
             theirs = f"{his:8,.0f} {his_later:9,.0f} {first / his:7.1f} {later / max(his, his_later):7.1f}"
-        print(f"{f'{size} px x {crop:g}':>12} {only:12,.0f} {first:12,.0f} {share('rate', 1):10.1%} {later:9,.0f} "
-              f"{theirs} {share('cpu', -1):7.1%}   {os.getloadavg()[0]:.1f}", flush=True)
+        print(f"{f'{size} px x {crop:g}':>12} {only:12,.0f} {first:12,.0f} {share('rate', 'rate', 1):10.1%} {later:9,.0f} "
+              f"{theirs} {share('cpu', 'cpu', -1):7.1%} {share('disk', 'rate', 1):8.1%}   {os.getloadavg()[0]:.1f}", flush=True)
 
 
 def compare_memory(args):
