@@ -630,6 +630,7 @@ def read_scores(
     if "filename" in found:
         names = _text_ids(_as_written(source, found["filename"]), "the scores")
         names = names.str.replace(r"^.*[/\\]|\.(png|jpe?g|fits)$", "", regex=True)
+        if subject is None: names = _text_ids(names, "the scores, folder and suffix cut off")
         ids = {"id_str": names} | ids | {"picture": names}
     if not ids: raise InputError(f"No column names the subjects: {near_names('subject_id', table.columns)}")
     wanted = [c for c in found if c.endswith("_score") or c in ("volunteer_rating", "expert_fraction")]

@@ -662,6 +662,7 @@ def _write_cache(source, view, folder: Path, threads, progress):
         partial.rename(folder)
     finally: shutil.rmtree(partial, ignore_errors=True)
 
+# %% ../nbs/20_data.ipynb #50a186a4
 def _flush(folder: Path):
     "Bring a cache to the disk, then leave a note that it is there"
     try:

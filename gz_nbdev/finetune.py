@@ -49,7 +49,7 @@ from .data import (ImageError, PixelCache, View, _sides, _text_ids, decode, gala
 from .metrics import bootstrap, calibration_error
 from .models import (GalaxyModel, Weights, create_encoder, is_weights, load_weights, pooled_features,
                              save_weights)
-from .train import StopOnNaN, _check_seed, layer_groups, layer_rates
+from .train import StopOnNaN, _check_decay, _check_seed, layer_groups, layer_rates
 from .search import _ENCODER, _open_table
 
 # %% ../nbs/65_finetune.ipynb #b4d85fa2
@@ -598,6 +598,7 @@ def tune_class(
     if label not in catalog:
         raise InputError(f"the catalog has no column {label!r}: {near_names(label, list(catalog.columns))}")
     if epochs < 1: raise InputError(f"epochs={epochs}: at least 1 is needed")
+    _check_decay(layer_decay)
     device = torch.device(device or default_device())
     _check_seed(seed)
     set_seed(seed)

@@ -194,12 +194,17 @@ def layer_groups(
     groups = group_parameters(encoder, encoder.group_matcher(coarse=False), return_values=True)
     return [groups[i] for i in sorted(groups)] + [list(model.head.parameters())]
 
+def _check_decay(layer_decay: float):
+    if not 0 < layer_decay <= 1:
+        raise InputError(f"layer_decay={layer_decay}: a fraction in (0, 1] is needed; 1 is the same rate for all layers")
+
 def layer_rates(
     lr: float,           # of the last group
     groups: int,         # how many there are
     layer_decay: float,  # each group learns at this fraction of the rate of the next
 ) -> list:               # of learning rates, the first layers first
     "Learning rates that rise towards the head (Howard & Ruder 2018)"
+    _check_decay(layer_decay)
     return [lr * layer_decay ** (groups - 1 - i) for i in range(groups)]
 
 # %% ../nbs/40_train.ipynb #0466a08b
@@ -447,6 +452,7 @@ def galaxy_learner(
     "A fastai Learner that trains an encoder and a head on the votes of `dls`"
     if dls.schema is None:
         raise InputError("these DataLoaders hold a label, not votes: make them with galaxy_dls(..., schema=...)")
+    if layer_decay is not None: _check_decay(layer_decay)
     extras = _extras(precision, average, freeze, torch.device(dls.device))
     model = _fits(dls, _new_model(dls, encoder, dropout, seed) if model is None else model)
     model = model.to(device=dls.device, memory_format=torch.channels_last)

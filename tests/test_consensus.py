@@ -387,6 +387,14 @@ def test_read_scores_in_both_published_forms(tmp_path):
     assert b.loc[0].tolist() == ["86394676", "69590307125089141", 1, 2, 3]
 
 
+def test_pictures_of_one_name_in_two_folders_are_refused_as_ids():
+    names = ["a/1.png", "b/1.jpg"]
+    with pytest.raises(InputError, match="1 row of the scores, folder and suffix cut off \\('?1'?\\)"):
+        read_scores(pd.DataFrame(dict(filename=names, anomaly_score=[1, 2])))
+    table = read_scores(pd.DataFrame(dict(filename=names, subject_id=["7", "8"], anomaly_score=[1, 2])))
+    assert table.id_str.tolist() == ["7", "8"] and table.picture.tolist() == ["1", "1"]
+
+
 def test_read_scores_keeps_zeros_and_refuses_blanks(tmp_path):
     path = tmp_path / "s.csv"
     path.write_text("filename,anomaly_score\n00000,1\n00001,2\n")

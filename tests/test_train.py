@@ -493,6 +493,11 @@ def test_validation_sees_the_average_and_training_does_not():
     with pytest.raises(InputError, match="average=1"): make_learner(average=1)
 
 
+@pytest.mark.parametrize("decay", [0, -.5, 1.5, float("nan")])
+def test_a_senseless_decay_of_rates_is_refused(decay):
+    with pytest.raises(InputError, match="layer_decay=.*a fraction in"): make_learner(layer_decay=decay)
+
+
 def test_early_stopping_keeps_the_best_epoch():
     "Galaxies whose votes are noise: what is learned is not true of others, and validation gets worse"
     catalog, pixels = galaxies(48)

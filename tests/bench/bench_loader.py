@@ -3,9 +3,9 @@
 Three roads for every view: decoding alone (threads that read and decode, nothing kept), the first epoch (decoded,
 written to a cache on the disk, delivered as batches) and later epochs (bytes from the mapped file, shuffled). The arms
 take turns, so that whatever else the machine does falls on all; each is a process of its own. On a machine that does
-much else, processor time says more than the clock: `by cpu` is the share of decoding in all that the first epoch took of
-the cores. The cache reaches the disk behind the first epoch: `flushed` is the share if one waits for that. Zoobot is
-found through ZOOBOT_PYTHON, the interpreter of an environment that has it.
+much else, processor time says more than the clock: `by cpu` is the share of decoding in all that the first epoch took
+of the cores. The cache reaches the disk behind the first epoch: `flushed` is the share if one waits for that. Zoobot
+is found through ZOOBOT_PYTHON, the interpreter of an environment that has it.
 
     GZ_DATA=... ZOOBOT_PYTHON=... python tests/bench/bench_loader.py --rows 2890 --repeats 5
 """
@@ -186,8 +186,8 @@ def versions() -> str:
 
 def compare(args, peer: bool):
     "Rates of every view, medians over the repeats"
-    print(f"{'view':>12} {'decode only':>12} {'first epoch':>12} {'of decode':>10} {'later':>9} {'zoobot':>8} "
-          f"{'its later':>9} {'first/':>7} {'later/':>7} {'by cpu':>7} {'flushed':>8}   load")
+    print(f"{'view':>12} {'decode only':>12} {'first epoch':>12} {'of decode':>10} {'low to high':>12} {'later':>9} "
+          f"{'zoobot':>8} {'its later':>9} {'first/':>7} {'later/':>7} {'by cpu':>7} {'flushed':>8}   load")
     for size, crop in args.views:
         arms = {arm: Arm(arm, args, size, crop, args.peer_rows if arm == "zoobot" else args.rows)
                 for arm in ("decode", "epochs", *["zoobot"] * peer)}
@@ -195,17 +195,20 @@ def compare(args, peer: bool):
         for _ in range(args.repeats):
             for arm in ("decode", "epochs", "decode", *["zoobot"] * peer): found[arm].append(arms[arm].run())
         for arm in arms.values(): arm.close()
-        def share(key, of, up):   # each epoch beside the decoding before and after it
+        def shares(key, of, up):   # each epoch beside the decoding before and after it
             both = zip(found["epochs"], found["decode"][::2], found["decode"][1::2])
-            return median((2 * e[key] / (a[of] + b[of])) ** up for e, a, b in both)
+            return [(2 * e[key] / (a[of] + b[of])) ** up for e, a, b in both]
+        share = shares("rate", "rate", 1)
+        by_cpu, on_disk = median(shares("cpu", "cpu", -1)), median(shares("disk", "rate", 1))
         only, first, later = (median(r[key] for r in found[arm]) for arm, key in
                               (("decode", "rate"), ("epochs", "rate"), ("epochs", "later")))
         theirs = f"{'':>8} {'':>9} {'':>7} {'':>7}"
         if peer:
             his, his_later = (median(r[key] for r in found["zoobot"]) for key in ("rate", "later"))
             theirs = f"{his:8,.0f} {his_later:9,.0f} {first / his:7.1f} {later / max(his, his_later):7.1f}"
-        print(f"{f'{size} px x {crop:g}':>12} {only:12,.0f} {first:12,.0f} {share('rate', 'rate', 1):10.1%} {later:9,.0f} "
-              f"{theirs} {share('cpu', 'cpu', -1):7.1%} {share('disk', 'rate', 1):8.1%}   {os.getloadavg()[0]:.1f}", flush=True)
+        print(f"{f'{size} px x {crop:g}':>12} {only:12,.0f} {first:12,.0f} {median(share):10.1%} "
+              f"{f'{min(share):.0%} to {max(share):.0%}':>12} {later:9,.0f} "
+              f"{theirs} {by_cpu:7.1%} {on_disk:8.1%}   {os.getloadavg()[0]:.1f}", flush=True)
 
 
 def compare_memory(args):
