@@ -12,7 +12,6 @@ __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'MAX_RATIO', 'MAX_BYTES', 'MAX_BLA
            'galaxy_zoo_scale', 'FitsImages']
 
 # %% ../nbs/20_data.ipynb #3b0ed3e1
-import errno
 import hashlib
 import html
 import json
@@ -665,13 +664,14 @@ def _write_cache(source, view, folder: Path, threads, progress):
 # %% ../nbs/20_data.ipynb #50a186a4
 def _flush(folder: Path):
     "Bring a cache to the disk, then leave a note that it is there"
+    if not os.access(folder, os.W_OK): return   # one that was deleted, or may only be read, is no harm without the note
     try:
         for file in sorted(folder.iterdir()):
             with open(file, "rb+") as f: os.fsync(f.fileno())
         (folder/"flushed").touch()
-    except OSError as e:   # one that was deleted, or may only be read, is no harm: it stays without the note
-        if e.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
-            warn(f"The pixel cache {folder} did not reach the disk: {e}. Delete it, and give another cache_dir")
+    except FileNotFoundError: pass   # it was deleted meanwhile
+    except OSError as e:
+        warn(f"The pixel cache {folder} did not reach the disk: {e}. Delete it, and give another cache_dir")
 
 def _flush_behind(folder: Path): Thread(target=_flush, args=(folder,), daemon=True).start()   # while others go on
 
