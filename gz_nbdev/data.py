@@ -21,6 +21,7 @@ import re
 import shutil
 import stat
 import sys
+import time
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,6 @@ from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from threading import Lock, Thread
-from time import perf_counter
 from warnings import catch_warnings, simplefilter, warn
 
 import matplotlib.pyplot as plt
@@ -254,13 +254,17 @@ def decode(
     into: Tensor | None = None,   # (3, size, size), uint8, to be filled and returned; None = new memory
 ) -> Tensor:                # (3, size, size), uint8
     "A stored picture as `view` shows it; `ImageError` where that cannot be done"
+    if into is None: into = torch.empty(3, view.size, view.size, dtype=torch.uint8)
+    elif into.shape != (3, view.size, view.size) or into.dtype != torch.uint8:
+        raise InputError(f"into: a uint8 tensor of (3, {view.size}, {view.size}) is needed, not {into.dtype} of "
+                         f"{tuple(into.shape)}")
     try: pixels = _pixels(picture, MAX_SIDE if view.native else int(np.ceil(view.size / view.crop)))   # to lose nothing
     except (ImageError, InputError, MemoryError): raise
     except Exception as e:  # Pillow raises whatever its decoders do
         raise ImageError(f"cannot be decoded: {' '.join(str(e).split())[:100] or type(e).__name__}") from None
     pixels = _stamp(pixels, view.size) if view.native else _central(pixels, view.crop)
     if view.greyscale: pixels = np.array(Image.fromarray(pixels).convert("L").convert("RGB"))
-    return _averaged(pixels, torch.empty(3, view.size, view.size, dtype=torch.uint8) if into is None else into)
+    return _averaged(pixels, into)
 
 # %% ../nbs/20_data.ipynb #5ffd7954
 def _show_galaxy(ax, image: Tensor, title):
@@ -556,9 +560,9 @@ def _map_pixels(file: Path, shape) -> Tensor:
 def _with_speed(stream, total, show: bool):
     "The same stream, under a bar that shows galaxies a second; `total` is 'noinfer' where nobody knows it"
     if not show: return (yield from stream)
-    start, bar = perf_counter(), progress_bar(stream, total=total, leave=False)
+    start, bar = time.perf_counter(), progress_bar(stream, total=total, leave=False)
     for n, item in enumerate(bar, 1):
-        if n % 64 == 0: bar.comment = f"{n / (perf_counter() - start):,.0f} galaxies/s"
+        if n % 64 == 0: bar.comment = f"{n / (time.perf_counter() - start):,.0f} galaxies/s"
         yield item
 
 def _sum_of(picture) -> int:   # bytes, or a tensor
@@ -664,14 +668,15 @@ def _write_cache(source, view, folder: Path, threads, progress):
 # %% ../nbs/20_data.ipynb #50a186a4
 def _flush(folder: Path):
     "Bring a cache to the disk, then leave a note that it is there"
-    if not os.access(folder, os.W_OK): return   # one that was deleted, or may only be read, is no harm without the note
+    if not os.access(folder, os.W_OK): return   # one that may only be read is no harm without the note
     try:
         for file in sorted(folder.iterdir()):
             with open(file, "rb+") as f: os.fsync(f.fileno())
         (folder/"flushed").touch()
-    except FileNotFoundError: pass   # it was deleted meanwhile
+    except (FileNotFoundError, PermissionError): pass   # it was deleted meanwhile, or is another user's
     except OSError as e:
-        warn(f"The pixel cache {folder} did not reach the disk: {e}. Delete it, and give another cache_dir")
+        shutil.rmtree(folder, ignore_errors=True)   # for nobody to open
+        warn(f"The pixel cache {folder} did not reach the disk: {e}. The next job makes it anew: give it another cache_dir")
 
 def _flush_behind(folder: Path): Thread(target=_flush, args=(folder,), daemon=True).start()   # while others go on
 
@@ -696,11 +701,16 @@ def _open_cache(source, view, folder: Path) -> PixelCache:
     if _is_stream(source): source.restore(index["id_str"].tolist(), pq.read_table(folder/"catalog.parquet"))
     return PixelCache(_map_pixels(folder/"pixels.u8", shape), view, index, folder, about.get("card"))
 
+def _started() -> float:
+    "When this machine was started, in seconds as files count them; a moment ago, where it does not tell"
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else 0)
+
 def _check_pixels(cache: PixelCache, progress: bool):
-    "`ValueError` if a sample of a cache, or anything in one that was not flushed, is not what was written"
+    "`ValueError` if a sample of a cache, or anything in one that a power cut may have spoilt, is not what was written"
     sums, flushed = cache.index.loc[cache.index["reason"] == "", "pixels"].to_numpy(), (cache.folder/"flushed").exists()
-    rows = np.unique(np.linspace(0, len(sums) - 1, 32).astype(int)) if flushed else range(len(sums))
-    for row in _with_speed(rows, len(rows), progress and not flushed):
+    sure = flushed or (cache.folder/"cache.json").stat().st_mtime > _started()
+    rows = np.unique(np.linspace(0, len(sums) - 1, 32).astype(int)) if sure else range(len(sums))
+    for row in _with_speed(rows, len(rows), progress and not sure):
         if _sum_of(cache.pixels[row]) != sums[row]:
             raise ValueError(f"holds other pixels of {cache.ids[row]!r} than were written")
     if not flushed: _flush_behind(cache.folder)

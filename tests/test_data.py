@@ -703,37 +703,54 @@ def wait_for_disk(cache):
         time.sleep(.01)
 
 
-def test_what_never_reached_the_disk_is_looked_at_whole(tmp_path):
+def test_what_never_reached_the_disk_is_looked_at_whole(tmp_path, monkeypatch):
     source, row = folder_of(tmp_path, {f"m{i:03}": JPEG for i in range(100)}), 50   # not among the 32 of a sample
     cache = load_pixels(source, VIEW, tmp_path / "c", progress=False)
     wait_for_disk(cache)
     file = cache.folder / "pixels.u8"
     overwritten(file, row * ROW, bytes([file.read_bytes()[row * ROW] ^ 1]))
     load_pixels(source, VIEW, tmp_path / "c", progress=False)   # a sample does not meet it
-    (cache.folder / "flushed").unlink()                          # as if the power had gone
+    (cache.folder / "flushed").unlink()
+    load_pixels(source, VIEW, tmp_path / "c", progress=False)   # written since this machine was started: no power cut
+    wait_for_disk(cache)
+    (cache.folder / "flushed").unlink()
+    started = data._started()
+    monkeypatch.setattr(data, "_started", lambda: time.time() + 1)
     with pytest.warns(UserWarning, match="holds other pixels of 'm050' than were written: it is built anew"):
         again = load_pixels(source, VIEW, tmp_path / "c", progress=False)
     assert again.verify(source) == []
     wait_for_disk(again)
     (again.folder / "flushed").unlink()
     wait_for_disk(load_pixels(source, VIEW, tmp_path / "c", progress=False))   # found whole: the next asks no more
+    assert time.time() - 365 * 86400 * 5 < started < time.time()
 
 
 @pytest.mark.parametrize("code", [5, 28])   # it failed, it is full
 def test_a_disk_that_fails_behind_is_said(survey, tmp_path, monkeypatch, code):
     cache = load_pixels(survey, VIEW, tmp_path / "c", progress=False)
+    pixels = cache.pixels.clone()
     wait_for_disk(cache)
     (cache.folder / "flushed").unlink()
     def broken(fd): raise OSError(code, os.strerror(code))
     monkeypatch.setattr(data.os, "fsync", broken)
     with pytest.warns(UserWarning, match=f"did not reach the disk: .Errno {code}.*another cache_dir"):
         data._flush(cache.folder)
-    assert not (cache.folder / "flushed").exists()
-    with warnings.catch_warnings():   # nobody needs to hear of one that was deleted, or may only be read
+    assert not cache.folder.exists() and torch.equal(cache.pixels, pixels)   # nobody opens it again, who has it keeps it
+
+
+def test_what_needs_no_flush_is_not_spoken_of(survey, tmp_path, monkeypatch):
+    cache = load_pixels(survey, VIEW, tmp_path / "c", progress=False)
+    wait_for_disk(cache)
+    (cache.folder / "flushed").unlink()
+    def refused(fd): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(data.os, "fsync", refused)
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
         data._flush(tmp_path / "deleted")
+        data._flush(cache.folder)   # another user's
         monkeypatch.setattr(data.os, "access", lambda path, mode: False)
-        data._flush(cache.folder)
+        data._flush(cache.folder)   # may only be read
+    assert len(load_pixels(survey, VIEW, tmp_path / "c", progress=False)) == 20 and cache.folder.exists()
 
 
 def test_no_picture_at_all_is_an_error(tmp_path):
@@ -789,6 +806,17 @@ def test_a_damaged_page_of_parquet_is_set_aside(tmp_path):
     file.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1:])
     cache = load_pixels(ParquetImages(file), VIEW, progress=False)
     assert cache.ids == ["g4", "g5", "g6", "g7"] and "row group 0" in cache.failures["reason"][0]
+
+
+@pytest.mark.parametrize("into", [torch.empty(3, 64, 64, dtype=torch.uint8), torch.empty(3, 32, 32), torch.empty(32, 32, 3, dtype=torch.uint8)])
+def test_a_place_that_does_not_fit_the_view_is_refused(into):
+    with pytest.raises(InputError, match="into: a uint8 tensor of .3, 32, 32. is needed"): decode(JPEG, VIEW, into)
+
+
+def test_pixels_can_be_made_where_they_are_wanted():
+    for view in (VIEW, View(64), View(16, greyscale=True), View(96, native=True)):
+        into = torch.full((3, view.size, view.size), 7, dtype=torch.uint8)
+        assert decode(JPEG, view, into) is into and torch.equal(into, decode(JPEG, view))
 
 
 def test_arrays_are_checked_and_summed_up_by_their_pixels(tmp_path):
