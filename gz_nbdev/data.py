@@ -161,14 +161,14 @@ def _open(
     picture,         # encoded bytes, or uint8 tensor (3, H, W)
 ) -> Image.Image:    # its header read, its pixels not yet
     "A picture whose format and size are allowed"
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
+    if isinstance(picture, Tensor): image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    elif not len(picture): raise ImageError("empty file (0 bytes)")
+    elif ImageFile.LOAD_TRUNCATED_IMAGES:
         raise InputError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: half a file would pass for a galaxy. Turn it off")
-    if not len(picture): raise ImageError("empty file (0 bytes)")
-    try:
-        image = (Image.fromarray(picture.permute(1, 2, 0).numpy()) if isinstance(picture, Tensor) else
-                 Image.open(BytesIO(picture), formats=FORMATS))
-    except UnidentifiedImageError: raise ImageError(f"not a picture: looks like {_kind(picture)}") from None
-    except Image.DecompressionBombError: raise ImageError(f"too large: a side may have {MAX_SIDE} px") from None
+    else:
+        try: image = Image.open(BytesIO(picture), formats=FORMATS)
+        except UnidentifiedImageError: raise ImageError(f"not a picture: looks like {_kind(picture)}") from None
+        except Image.DecompressionBombError: raise ImageError(f"too large: a side may have {MAX_SIDE} px") from None
     _check_size(*image.size)
     return image
 
@@ -678,7 +678,9 @@ def _flush(folder: Path):
         shutil.rmtree(folder, ignore_errors=True)   # for nobody to open
         warn(f"The pixel cache {folder} did not reach the disk: {e}. The next job makes it anew: give it another cache_dir")
 
-def _flush_behind(folder: Path): Thread(target=_flush, args=(folder,), daemon=True).start()   # while others go on
+def _flush_behind(folder: Path):
+    "The same while others go on, unless it is there"
+    if not (folder/"flushed").exists(): Thread(target=_flush, args=(folder,), daemon=True).start()
 
 # %% ../nbs/20_data.ipynb #73948284
 _RULES = 3  # raised when the same bytes give other pixels or other sums: older caches are then left alone
@@ -707,13 +709,12 @@ def _started() -> float:
 
 def _check_pixels(cache: PixelCache, progress: bool):
     "`ValueError` if a sample of a cache, or anything in one that a power cut may have spoilt, is not what was written"
-    sums, flushed = cache.index.loc[cache.index["reason"] == "", "pixels"].to_numpy(), (cache.folder/"flushed").exists()
-    sure = flushed or (cache.folder/"cache.json").stat().st_mtime > _started()
+    sums = cache.index.loc[cache.index["reason"] == "", "pixels"].to_numpy()
+    sure = (cache.folder/"flushed").exists() or (cache.folder/"cache.json").stat().st_mtime > _started()
     rows = np.unique(np.linspace(0, len(sums) - 1, 32).astype(int)) if sure else range(len(sums))
     for row in _with_speed(rows, len(rows), progress and not sure):
         if _sum_of(cache.pixels[row]) != sums[row]:
             raise ValueError(f"holds other pixels of {cache.ids[row]!r} than were written")
-    if not flushed: _flush_behind(cache.folder)
 
 def _check_pictures(cache: PixelCache, source):
     "`ValueError` if a sample of a cache is of other pictures than those of `source`"
@@ -734,6 +735,7 @@ def _read_cache(source, view, folder: Path, progress: bool, say: bool) -> PixelC
         cache = _open_cache(source, view, folder)
         _check_pictures(cache, source)
         _check_pixels(cache, progress)
+        _flush_behind(folder)
         return cache
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as e:
         reason = str(e) if type(e) is ValueError else f"cannot be read ({_brief(e)})"
@@ -768,8 +770,9 @@ def load_pixels(
         raise InputError(f"The pixel cache needs {_bytes(need)}{' a picture' if _is_stream(source) else ''} in "
                          f"{str(cache_dir)!r}: {e}. Give another cache_dir, a smaller view, or cache_dir=None for "
                          "memory") from e
-    _flush_behind(folder)
-    return _open_cache(source, view, folder)
+    cache = _open_cache(source, view, folder)
+    _flush_behind(folder)   # which takes it away if the disk refuses it: who has opened it keeps it
+    return cache
 
 # %% ../nbs/20_data.ipynb #5b382380
 @patch

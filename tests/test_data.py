@@ -738,6 +738,23 @@ def test_a_disk_that_fails_behind_is_said(survey, tmp_path, monkeypatch, code):
     assert not cache.folder.exists() and torch.equal(cache.pixels, pixels)   # nobody opens it again, who has it keeps it
 
 
+def test_a_disk_that_refuses_a_cache_at_once_leaves_it_to_its_maker(survey, tmp_path, monkeypatch):
+    def broken(fd): raise OSError(5, "Input/output error")
+    monkeypatch.setattr(data.os, "fsync", broken)
+    class Now(data.Thread):   # nothing of it is left to the order in which threads run
+        def start(self): self.run()
+    monkeypatch.setattr(data, "Thread", Now)
+    with pytest.warns(UserWarning, match="did not reach the disk"):
+        cache = load_pixels(survey, VIEW, tmp_path / "c", progress=False)
+    assert not cache.folder.exists() and torch.equal(cache.pixels, load_pixels(survey, VIEW, progress=False).pixels)
+
+
+def test_pixels_in_memory_need_no_switch_of_pillow(monkeypatch):
+    monkeypatch.setattr(data.ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert decode(torch.full((3, 32, 32), 9, dtype=torch.uint8), VIEW).unique().tolist() == [9]
+    with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES is on"): decode(JPEG, VIEW)
+
+
 def test_what_needs_no_flush_is_not_spoken_of(survey, tmp_path, monkeypatch):
     cache = load_pixels(survey, VIEW, tmp_path / "c", progress=False)
     wait_for_disk(cache)
