@@ -99,9 +99,9 @@ def test_f1_killed_at_random_moments(tmp_path):
     "SIGKILL whenever it comes; the table in the end is that of a run nobody disturbed"
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); import test_store as t; from gz_nbdev.store import Store\n"
-        "s = Store(sys.argv[1], t.META); print('go', flush=True); t.work(s, shard=4, pause=.01); print(s.finish(t.IDS))"
+        "s = Store(sys.argv[1], t.META); print('go', flush=True); t.work(s, shard=4, pause=.04); print(s.finish(t.IDS))"
     )
-    draw, kills = random.Random(5), 0
+    draw, kills = random.Random(5), 0   # fifteen pauses are longer than three waits, however fast the disk is
     for _ in range(30):
         job = subprocess.Popen(
             [sys.executable, "-c", code, tmp_path / "killed", os.path.dirname(__file__)],
