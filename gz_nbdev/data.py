@@ -666,17 +666,31 @@ def _write_cache(source, view, folder: Path, threads, progress):
     finally: shutil.rmtree(partial, ignore_errors=True)
 
 # %% ../nbs/20_data.ipynb #50a186a4
+def _lock(folder: Path) -> FileLock:   # whoever holds it is the only one, in any process, to change the cache
+    "The lock of a cache; it lies beside it, for the cache itself is thrown away and made anew"
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+def _sync(folder: Path) -> OSError | None:   # what the disk refused, if it did
+    "Wait until the disk has every file of a cache"
+    try:
+        for file in filter(Path.is_file, sorted(folder.iterdir())):
+            with open(file, "rb+") as f: os.fsync(f.fileno())
+    except (FileNotFoundError, PermissionError): raise
+    except OSError as e: return e
+
 def _flush(folder: Path):
-    "Bring a cache to the disk, then leave a note that it is there"
+    "Bring a cache to the disk and leave a note of it; one that the disk refuses is taken away, for nobody to open"
     if not os.access(folder, os.W_OK): return   # one that may only be read is no harm without the note
     try:
-        for file in sorted(folder.iterdir()):
-            with open(file, "rb+") as f: os.fsync(f.fileno())
-        (folder/"flushed").touch()
-    except (FileNotFoundError, PermissionError): pass   # it was deleted meanwhile, or is another user's
-    except OSError as e:
-        shutil.rmtree(folder, ignore_errors=True)   # for nobody to open
-        warn(f"The pixel cache {folder} did not reach the disk: {e}. The next job makes it anew: give it another cache_dir")
+        with open(folder/"pixels.u8", "rb+") as f:
+            refused = _sync(folder)
+            with _lock(folder):
+                if not os.path.samestat(os.fstat(f.fileno()), (folder/"pixels.u8").stat()): return   # it was made anew
+                if refused: shutil.rmtree(folder, ignore_errors=True)
+                else: (folder/"flushed").touch()
+    except (FileNotFoundError, PermissionError): return   # it was deleted meanwhile, or is another user's
+    if refused: warn(f"The pixel cache {folder} did not reach the disk: {refused}. "
+                     "The next job makes it anew: give it another cache_dir")
 
 def _flush_behind(folder: Path):
     "The same while others go on, unless it is there"
@@ -735,15 +749,31 @@ def _read_cache(source, view, folder: Path, progress: bool, say: bool) -> PixelC
         cache = _open_cache(source, view, folder)
         _check_pictures(cache, source)
         _check_pixels(cache, progress)
-        _flush_behind(folder)
         return cache
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as e:
         reason = str(e) if type(e) is ValueError else f"cannot be read ({_brief(e)})"
-        if say: warn(f"The pixel cache {folder} {reason}: it is built anew, from the pictures", stacklevel=3)
+        if say: warn(f"The pixel cache {folder} {reason}: it is built anew, from the pictures", stacklevel=4)
 
+# %% ../nbs/20_data.ipynb #c7a1e0b5
 def _bytes(n: int) -> str:
     "A size for people"
     return next((f"{n / unit:,.1f} {name}" for unit, name in ((1e9, "GB"), (1e6, "MB")) if n >= unit), f"{n:,} bytes")
+
+def _make_cache(source, view, folder: Path, threads, progress) -> PixelCache:
+    "The cache in `folder`, built now, or by another process while this one waited"
+    need = 3 * view.size**2 * (1 if _is_stream(source) else len(source))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder):
+            if (cache := _read_cache(source, view, folder, progress, say=True)) is not None: return cache
+            free = shutil.disk_usage(folder.parent).free
+            if need > free: raise OSError(f"{_bytes(free)} are free")
+            _write_cache(source, view, folder, threads, progress)
+            return _open_cache(source, view, folder)
+    except OSError as e:
+        raise InputError(f"The pixel cache needs {_bytes(need)}{' a picture' if _is_stream(source) else ''} in "
+                         f"{str(folder.parent)!r}: {e}. Give another cache_dir, a smaller view, or cache_dir=None for "
+                         "memory") from e
 
 # %% ../nbs/20_data.ipynb #409c2a4d
 def load_pixels(
@@ -757,20 +787,8 @@ def load_pixels(
     if cache_dir is None: return _in_memory(source, view, threads, progress)
     pixels = _hash_rows([_RULES, *(v for name, v in view.to_dict().items() if name in _PIXELS), source.fingerprint()])
     folder = Path(cache_dir)/f"pixels-{pixels[:16]}"
-    if (cache := _read_cache(source, view, folder, progress, say=False)) is not None: return cache  # it may be read-only
-    need = 3 * view.size**2 * (1 if _is_stream(source) else len(source))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process may be at it: wait, and share
-            if (cache := _read_cache(source, view, folder, progress, say=True)) is not None: return cache
-            free = shutil.disk_usage(folder.parent).free
-            if need > free: raise OSError(f"{_bytes(free)} are free")
-            _write_cache(source, view, folder, threads, progress)
-    except OSError as e:
-        raise InputError(f"The pixel cache needs {_bytes(need)}{' a picture' if _is_stream(source) else ''} in "
-                         f"{str(cache_dir)!r}: {e}. Give another cache_dir, a smaller view, or cache_dir=None for "
-                         "memory") from e
-    cache = _open_cache(source, view, folder)
+    cache = _read_cache(source, view, folder, progress, say=False)   # without the lock: it may be read-only
+    if cache is None: cache = _make_cache(source, view, folder, threads, progress)
     _flush_behind(folder)   # which takes it away if the disk refuses it: who has opened it keeps it
     return cache
 

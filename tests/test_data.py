@@ -1,14 +1,18 @@
 "Bad pictures (I1 to I20 number their kinds), caches and batches: what `gz_nbdev.data` promises beyond its notebook"
 import gzip
+import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import struct
 import sys
+import threading
 import time
 import warnings
 import zlib
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -753,6 +757,41 @@ def test_pixels_in_memory_need_no_switch_of_pillow(monkeypatch):
     monkeypatch.setattr(data.ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     assert decode(torch.full((3, 32, 32), 9, dtype=torch.uint8), VIEW).unique().tolist() == [9]
     with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES is on"): decode(JPEG, VIEW)
+
+
+def test_the_flush_of_a_damaged_cache_keeps_out_of_the_next_one(survey, tmp_path, monkeypatch):
+    real, calls, last, go_on = data.os.fsync, itertools.count(1), threading.Event(), threading.Event()
+    def held(fd):   # at the last of three files
+        if next(calls) == 3:
+            last.set()
+            assert go_on.wait(60)
+        real(fd)
+    monkeypatch.setattr(data.os, "fsync", held)
+    first = load_pixels(survey, VIEW, tmp_path / "c", progress=False)
+    assert last.wait(60)
+    (first.folder / "cache.json").write_text("[1, NaN]")
+    rmtree = shutil.rmtree
+    def slowly(folder, **keys):   # the worst moment for a note: the files are gone, their folder is not
+        if Path(folder) == first.folder:
+            for file in Path(folder).iterdir(): file.unlink()
+            go_on.set()
+            time.sleep(.5)
+            if list(Path(folder).iterdir()): return   # not empty: what rmtree would meet
+        rmtree(folder, **keys)
+    monkeypatch.setattr(data.shutil, "rmtree", slowly)
+    with pytest.warns(UserWarning, match="built anew"):
+        again = load_pixels(survey, VIEW, tmp_path / "c", progress=False)
+    wait_for_disk(again)
+    assert again.verify(survey) == [] and len(load_pixels(survey, VIEW, tmp_path / "c", progress=False)) == 20
+
+
+def test_what_a_user_keeps_in_a_cache_is_left_alone(survey, tmp_path):
+    cache = load_pixels(survey, VIEW, tmp_path / "c", progress=False)
+    wait_for_disk(cache)
+    (cache.folder / "flushed").unlink()
+    (cache.folder / "notes").mkdir()
+    data._flush(cache.folder)
+    assert (cache.folder / "flushed").exists() and (cache.folder / "notes").exists()
 
 
 def test_what_needs_no_flush_is_not_spoken_of(survey, tmp_path, monkeypatch):
