@@ -44,7 +44,7 @@ from . import __version__
 from .schema import PALETTE, InputError, near_names
 from .store import atomic_write
 from .simulate import Population, draw_galaxies, take_pictures
-from .data import ArrayImages, _show_galaxy, _text_ids
+from .data import ArrayImages, _show_galaxy, _text_ids, _truth
 from .metrics import bootstrap, rank_weighted_score, ranking_metrics
 from .models import Weights, load_weights
 from .represent import represent
@@ -219,10 +219,10 @@ def _true_or_false(label) -> np.ndarray:
     blank = pd.isna(label)
     if blank.any(): raise InputError(f"{blank.sum()} of {len(label)} labels are blank, the first in row "
                                      f"{blank.argmax()}: leave these galaxies out, of the scores too")
-    wrong = ~np.isin(label, [0, 1])
-    if wrong.any(): raise InputError(f"the label in row {wrong.argmax()} is {label[wrong.argmax()]!r}: labels are true "
+    truth = _truth(label)
+    if (wrong := np.isnan(truth)).any(): raise InputError(f"the label in row {wrong.argmax()} is {label[wrong.argmax()]!r}: labels are true "
                                      "or false, 1 or 0; of fractions make them by fraction >= .5")
-    return label.astype(bool)
+    return truth == 1
 
 def _judges(galaxies: int, shares) -> dict:   # name: function of labels and scores
     "What is asked of a ranking beside its average precision"

@@ -98,12 +98,21 @@ def _as_text(values) -> list:
     return ["" if value is None or value is pd.NA or value is np.ma.masked or value != value else
             value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else str(value) for value in values]
 
+def _is_bytes(kind) -> bool:
+    "Whether a type of pyarrow holds bytes, as pyarrow, polars or a column of one length store them"
+    from pyarrow import types
+    return any(is_it(kind) for is_it in (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary))
+
+def _one_value(kind) -> bool:
+    "Whether a type of pyarrow holds one number or text a row"
+    from pyarrow import types
+    return not (types.is_nested(kind) or _is_bytes(kind))
+
 def _picture_columns(schema) -> list:   # names
     "The columns of a pyarrow schema that may hold encoded pictures: bytes, or {bytes, path} as the hub stores them"
     import pyarrow as pa
-    def is_bytes(kind): return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     def inner(kind): return [kind] if not pa.types.is_struct(kind) else [part.type for part in kind if part.name == "bytes"]
-    return [field.name for field in schema if any(map(is_bytes, inner(field.type)))]
+    return [field.name for field in schema if any(map(_is_bytes, inner(field.type)))]
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     "The columns of a parquet file that hold one number or text a row; the others are not even read"
@@ -111,8 +120,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     import pyarrow.parquet as pq
     try:
         with pq.ParquetFile(path) as file:
-            simple = [field.name for field in file.schema_arrow
-                      if not (pa.types.is_nested(field.type) or pa.types.is_binary(field.type))]
+            simple = [field.name for field in file.schema_arrow if _one_value(field.type)]
             columns = file.read(columns=simple)
             skipped = [name for name in file.schema_arrow.names if name not in simple]
             pictures = _picture_columns(file.schema_arrow)
@@ -125,8 +133,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 def _from_arrow(columns) -> pd.DataFrame:
     "A pyarrow Table: ids digit by digit, columns of lists, structures or bytes left out"
     import pyarrow as pa
-    def one_value(kind): return not (pa.types.is_nested(kind) or pa.types.is_binary(kind))
-    skipped, pictures = [f.name for f in columns.schema if not one_value(f.type)], _picture_columns(columns.schema)
+    skipped, pictures = [f.name for f in columns.schema if not _one_value(f.type)], _picture_columns(columns.schema)
     columns = columns.drop_columns(skipped)
     for i, field in enumerate(columns.schema):
         if _is_id(field.name) and pa.types.is_integer(field.type):

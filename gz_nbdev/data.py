@@ -1106,12 +1106,17 @@ def decode(
 
 # %% ../nbs/20_data.ipynb #904a9c8c
 _INNER = 1_000_000  # another draw than that of a `split_catalog` that put galaxies aside before, or one side would be empty
-_SAID = {"true": 1, "false": 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0}   # in a column `is_valid`
+
+def _truth(values) -> np.ndarray:   # (rows,) 1 or 0, NaN where it is neither
+    "What a column says that is true or false, 1 or 0, as numbers or as text"
+    said = pd.Series(values).astype(str).str.strip().str.lower().replace({"true": "1", "false": "0"})
+    numbers = pd.to_numeric(said, errors="coerce")
+    return numbers.where(numbers.isin([0, 1])).to_numpy(float)
 
 def _sides(catalog: pd.DataFrame, valid: float, seed: int) -> np.ndarray:   # 0 trains, 1 validates, 2 neither
     "Who trains and who validates"
     if "is_valid" in catalog:
-        said = catalog["is_valid"].astype(str).str.lower().map(_SAID).to_numpy(float)
+        said = _truth(catalog["is_valid"])
         if (bad := np.isnan(said)).any():
             raise InputError(f"Column 'is_valid' has {catalog['is_valid'].iloc[bad.argmax()]!r} in row {bad.argmax()}: true "
                              "or false, or 1 or 0, is needed in every row")

@@ -44,7 +44,7 @@ from sklearn.preprocessing import StandardScaler
 import gz_nbdev
 from .schema import PALETTE, InputError, get_schema, near_names
 from .store import atomic_write, sha256_file
-from .data import (ImageError, PixelCache, View, _sides, _text_ids, decode, galaxy_dls, image_grid,
+from .data import (ImageError, PixelCache, View, _sides, _text_ids, _truth, decode, galaxy_dls, image_grid,
                            iter_batches, load_pixels)
 from .metrics import bootstrap, calibration_error
 from .models import (GalaxyModel, Weights, create_encoder, is_weights, load_weights, pooled_features,
@@ -59,11 +59,11 @@ def as_class(
 ) -> pd.Series:      # 0 and 1
     "A label as 0 and 1, or an `InputError` that shows what else is there"
     values = pd.Series(values)
-    numbers = pd.to_numeric(values, errors="coerce")
-    if numbers.isna().any() or not numbers.isin([0, 1]).all():
-        shown = ", ".join(repr(v) for v in list(values[~numbers.isin([0, 1])].unique()[:5]))
+    truth = _truth(values)
+    if (bad := np.isnan(truth)).any():
+        shown = ", ".join(repr(v) for v in list(values[bad].unique()[:5]))
         raise InputError(f"column {name!r} must be 0 or 1 for every galaxy, but holds {shown}")
-    return numbers.astype(int)
+    return pd.Series(truth.astype(int), values.index)
 
 def as_numbers(
     values,          # a column

@@ -28,7 +28,7 @@ from fastcore.basics import chunked, patch
 from fastcore.xdg import xdg_cache_home
 
 from . import __version__
-from .catalog import Finding, Report
+from .catalog import Finding, Report, _one_value
 from .schema import InputError, near_names
 
 # %% ../nbs/10_store.ipynb #be666ab0
@@ -226,7 +226,6 @@ def write_table(
     meta: dict = None,   # what made it; kept in the file, but for CSV
 ) -> Path:               # `path`
     "A table in the format of its suffix, whole or not at all; `read_catalog` reads it back"
-    import pyarrow as pa
     path = Path(path)
     if path.suffix.lower() in (".parquet", ".pq"): return write_parquet(path, frame, meta)
     if path.suffix.lower() not in WRITERS:
@@ -234,7 +233,7 @@ def write_table(
                          f".parquet, {', '.join(WRITERS)}")
     meta = _as_meta(meta or {})
     table = _as_arrow(frame, None, meta)
-    many = [field.name for field in table.schema if pa.types.is_nested(field.type) or pa.types.is_binary(field.type)]
+    many = [field.name for field in table.schema if not _one_value(field.type)]
     if many: raise InputError(f"{path.name} holds one value a cell, and {many[0]!r} has more: leave it out, or write "
                               "parquet")
     return atomic_write(path, WRITERS[path.suffix.lower()](table, json.dumps(meta)))

@@ -178,12 +178,12 @@ def test_report_at_shares():
 
 @pytest.mark.parametrize("label,said", [(np.where(np.arange(N) < 3, np.nan, ODD), "3 of 400 labels are blank"),
                                         (pd.array([None, *ODD[1:]], "boolean"), "1 of 400 labels are blank"),
-                                        (ODD * .7, "row 380 is .*0.7"), (ODD.astype(int).astype(str), "true or false")])
+                                        (ODD * .7, "row 380 is .*0.7"), (np.where(ODD, "yes", "no"), "true or false")])
 def test_labels_that_are_neither(label, said):
     with pytest.raises(InputError, match=said): anomaly_report(pd.DataFrame({"good": ODD}), label)
 
 
-@pytest.mark.parametrize("kind", [int, float, object, "boolean", list])
+@pytest.mark.parametrize("kind", [int, float, object, "boolean", str, list])
 def test_labels_of_any_kind(kind):
     scores = pd.DataFrame({"good": ODD + .1 * RNG.normal(size=N)})
     label = ODD.tolist() if kind is list else pd.Series(ODD).astype(kind)

@@ -684,3 +684,14 @@ def test_picture_columns_are_told(tmp_path):
         unused = [finding for finding in check_catalog(read).findings if "not used" in finding.what]
         assert set(unused[0].examples) == {"raw", "feat", "other"}
     assert read_catalog(catalog()).attrs["pictures"] == []
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
+def test_bytes_of_every_kind_are_pictures(tmp_path, kind):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    table = pa.table({"id_str": ["a"], "image": pa.array([b"x"], getattr(pa, kind)())})
+    pq.write_table(table, tmp_path / "pictures.parquet")
+    for source in (table, tmp_path / "pictures.parquet"):
+        read = read_catalog(source)
+        assert list(read) == ["id_str"] and read.attrs["pictures"] == ["image"]
