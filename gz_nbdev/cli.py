@@ -682,7 +682,8 @@ def _validates(table) -> np.ndarray:
 def _of_weights(weights, folder) -> str:
     "Where the weights are, and how good the best epoch was"
     raised = [f"{q.text} {t:.2f}" for q, t in zip(weights.schema.questions, weights.temperature or []) if t != 1]
-    figures = ", ".join(f"{name} {weights.info['metrics'][name]:.4g}" for name in ("epochs", "valid_loss", "fraction_error"))
+    said = weights.info["metrics"]
+    figures = ", ".join(f"{name} {said[name]:.4g}" for name in ("epochs", "valid_loss", "fraction_error") if name in said)
     return f"{folder}: {figures}; temperatures {', '.join(raised) or 'all 1'}\nNext: gz-predict --weights {folder} --catalog ..."
 
 # %% ../nbs/98_cli.ipynb #b62242d8

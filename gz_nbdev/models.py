@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import gz_nbdev
 from .schema import InputError, Schema, near_names
-from .store import atomic_write, sha256_file
+from .store import _replace_folder, atomic_write, sha256_file
 from .data import View
 
 # %% ../nbs/35_models.ipynb #2a3dcfd6
@@ -49,11 +49,14 @@ def is_weights(
     return _shipped(encoder) is not None or folder.is_dir() and not timms
 
 # %% ../nbs/35_models.ipynb #c28a8f7d
+_PICKLED = "Pickled weights (.pkl, .pt, .ckpt, .bin) can run any code when they are opened and are not read."
+
 def _refuse_pickle(path):
-    "An error for a file where a folder of weights belongs"
+    "An error for a file where a folder of weights belongs, or for a folder of pickled ones"
     if path.suffix in (".pkl", ".pt", ".pth", ".ckpt", ".bin") or path.is_file():
-        raise InputError(f"{path} is a file: weights are a folder with gz.json and model.safetensors. Pickled weights "
-                         "(.pkl, .pt, .ckpt) can run any code when they are opened and are not read.")
+        raise InputError(f"{path} is a file: weights are a folder with gz.json and model.safetensors. {_PICKLED}")
+    if list(path.glob("pytorch_model*.bin")) and not list(path.glob("*.safetensors")):
+        raise InputError(f"{path} has pytorch_model.bin and no model.safetensors. {_PICKLED}")
 
 @contextmanager
 def _as_written(folder):
@@ -196,8 +199,7 @@ def _new_folder(folder: Path, kind: str):   # the folder to write to
     try:
         fresh.mkdir(parents=True)
         yield fresh
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+        _replace_folder(fresh, folder)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder} cannot be written ({error}): make room, or choose another folder") from None
     finally: shutil.rmtree(fresh, ignore_errors=True)
@@ -208,7 +210,7 @@ def save_weights(
     folder,                            # where to; older weights there are replaced, anything else is refused
     view: View,                        # how pictures became its input
     schema: Schema | None = None,      # the tree its outputs answer
-    metrics: dict | None = None,       # figures by name, for the card
+    metrics: dict | None = None,       # figures by name, for the card; those that are not finite are left out
     about: str = "",                   # what it was trained on, and its limits, for the card
     half: bool = False,                # store float16: half the size, for what is shipped
     temperature=None,                  # one factor a question for its concentrations, from `fit_temperature`
@@ -216,6 +218,7 @@ def save_weights(
     "Write a weights folder that `load_weights` and timm both read; nothing is pickled"
     folder = Path(folder)
     temperature = _check_temperature(temperature, schema, str(folder))
+    metrics = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)  # training may have laid it out otherwise
     if half: model = model.half()
     encoder = model.encoder
@@ -225,7 +228,7 @@ def save_weights(
         info = dict(format=FORMAT, name=folder.name, about=about, encoder=encoder.pretrained_cfg["architecture"],
                     features=encoder.num_features, outputs=model.head[-1].out_features, dropout=model.head[0].p,
                     schema=schema.to_dict() | {"columns": list(schema.columns)} if schema else None, view=view.to_dict(),
-                    temperature=temperature, metrics=metrics or {}, gz_nbdev=gz_nbdev.__version__,
+                    temperature=temperature, metrics=metrics, gz_nbdev=gz_nbdev.__version__,
                     torch=str(torch.__version__), timm=timm.__version__,
                     sha256={f: sha256_file(fresh / f) for f in _FILES["encoder"]})
         _write_info(fresh, info)

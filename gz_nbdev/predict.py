@@ -307,13 +307,18 @@ def _workers(device: torch.device):
 
 # %% ../nbs/50_predict.ipynb #47f2a295
 def _go_on(store: Store, source):
-    "Compare eight pictures with what they were when the store was begun, then let the quarantined be tried again"
-    _same_pictures(store, source)
+    "Look whether the store is one of these galaxies, then let the quarantined be tried again"
+    if not _is_stream(source):
+        store.expect(_everybody(source))
+        _same_pictures(store, source)
     store.retry()
 
+def _everybody(source) -> list:
+    "The ids of a source, those without a usable picture too"
+    return [*source.ids, *(source.failures["id_str"] if isinstance(source, PixelCache) else [])]
+
 def _same_pictures(store: Store, source):
-    "`InputError` where a picture is not what it was when the store was begun; none of a stream is looked at"
-    if _is_stream(source): return
+    "`InputError` where one of eight pictures is not what it was when the store was begun"
     kept, before = store.root / "pictures.json", {}
     if kept.exists():
         try: before = json.loads(kept.read_text())
@@ -357,8 +362,7 @@ def over_galaxies(
                 bar.update(done)
             if sum(len(table) for table, _ in waiting) >= shard_size: _write(store, waiting, failures)
         _write(store, waiting, failures)
-        everybody = [*source.ids, *(source.failures["id_str"] if isinstance(source, PixelCache) else [])]
-        store.summary = store.finish(everybody)
+        store.summary = store.finish(_everybody(source))
     return store
 
 # %% ../nbs/50_predict.ipynb #461723a2

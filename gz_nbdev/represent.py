@@ -39,7 +39,7 @@ from .schema import PALETTE, InputError, near_names
 from .store import Store, atomic_write, features_array, features_column, keep_note, recall, sha256_file
 from .data import PixelCache, View, iter_batches
 from .models import Weights, create_encoder, is_weights, load_weights
-from .predict import _go_on, _progress, _same_threads, _side_by_side, _workers
+from .predict import _everybody, _go_on, _progress, _same_threads, _side_by_side, _workers
 
 # %% ../nbs/55_represent.ipynb #5de09567
 @dataclass(frozen=True)
@@ -411,7 +411,7 @@ def represent(
         raise InputError(f"{out} is the inside of a store: give another folder than {out.parent}, or that one to go on")
     meta = dict(kind="representations", weights=encoder.hash, turns=turns, dtype=dtype, features=encoder.width,
                 view=encoder.view.to_dict())
-    failures, stored = [], isinstance(source, PixelCache)
+    failures = []
     with Store(out, meta) as store, _workers(device) as workers:
         _go_on(store, source)
         bar = _progress(source, store) if progress else None
@@ -420,7 +420,7 @@ def represent(
         else: network, pieces = _begin(store, encoder, pieces, turns, device, workers, source, batch_size)
         results = _side_by_side(network, _joined(pieces, network.plan.batch), workers)
         _store_all(store, results, dtype, shard_size, failures, bar)
-        store.summary = store.finish(chain(source.ids, source.failures["id_str"] if stored else ()))
+        store.summary = store.finish(_everybody(source))
     return store
 
 # %% ../nbs/55_represent.ipynb #cf7b3639

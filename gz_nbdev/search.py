@@ -35,7 +35,7 @@ from sklearn.decomposition import PCA
 # %% ../nbs/60_search.ipynb #4f6c4d91
 from .schema import InputError, near_names
 from .catalog import _check_positions, _need
-from .store import Store, _keys, _sync_folder, atomic_write, features_array, sha256_file
+from .store import Store, _keys, _replace_folder, atomic_write, features_array, sha256_file
 from .data import ImageError, View, _text_ids, decode, image_grid, iter_batches
 from .metrics import bootstrap
 from .models import Weights, pooled_features
@@ -735,7 +735,7 @@ def _build(self: GalaxyIndex, folder: Path) -> None:
         atomic_write(fresh / "index.json", json.dumps(self._settings() | note, indent=1))
         for name in ("vectors", "lists", "ids", "keys", "order", "sky", "norms"):
             setattr(self, name, None)   # what grew takes more room than what is read
-        _swap(fresh, folder)
+        _replace_folder(fresh, folder)
     except OSError as e:
         raise InputError(f"The index cannot be written to {folder}: {e.strerror}. Give another folder=") from e
     finally: shutil.rmtree(fresh, ignore_errors=True)
@@ -756,14 +756,6 @@ def _append(file, rows: int, block: np.ndarray) -> None:
         head = dict(descr=np.lib.format.dtype_to_descr(block.dtype), fortran_order=False, shape=(rows, block.shape[1]))
         np.lib.format.write_array_header_1_0(file, head)
     file.write(np.ascontiguousarray(block).data)
-
-def _swap(fresh: Path, folder: Path) -> None:
-    "Give a finished folder its name; an older one goes when the new one is in place"
-    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.old")
-    if folder.exists(): folder.rename(old)
-    fresh.rename(folder)
-    _sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/60_search.ipynb #9eb14ded
 @patch

@@ -17,6 +17,7 @@ import os
 import re
 import socket
 import time
+import shutil
 import uuid
 import warnings
 from io import BytesIO
@@ -58,6 +59,22 @@ def atomic_write(
         raise InputError(f"{path} ({len(data):,} bytes) cannot be written: {e.strerror}. What was there before is "
                          "whole; make room or choose another folder") from e
     return path
+
+# %% ../nbs/10_store.ipynb #5e0c7d12
+def _replace_folder(fresh: Path, folder: Path) -> None:
+    "Give a finished folder of files its name, in the place of an older one"
+    for file in fresh.iterdir():
+        with open(file, "rb+") as f: os.fsync(f.fileno())
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    try: fresh.rename(folder)
+    except BaseException:
+        if old.exists(): old.rename(folder)
+        raise
+    _sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/10_store.ipynb #9b8dbd4f
 def note_file(
@@ -627,9 +644,22 @@ def _refuse_ids(store, input_ids):
     if len(missing):
         raise InputError(f"Galaxies neither written nor quarantined: {some(missing)}. Let the job go on with "
                          "store.remaining(catalog)")
-    if len(foreign):
-        raise InputError(f"The store {store.root} holds galaxies that are not in the input: {some(foreign)}. Did the "
-                         "catalog change? Use another folder for another catalog")
+    if len(foreign): _refuse_foreign(store, foreign)
+
+def _refuse_foreign(store, foreign):
+    raise InputError(f"The store {store.root} holds galaxies that are not in the input: {len(foreign):,} "
+                     f"({', '.join(foreign[:5])}). Did the catalog change? Use another folder for another catalog")
+
+@patch
+def expect(
+    self: Store,
+    input_ids,     # everybody who should be in the store at the end: sequence of text
+) -> None:
+    "`InputError` if galaxies were written that are not in the input; asked before the work, since `finish` comes too late"
+    input_ids = list(input_ids)
+    if np.isin(self._known_keys(), _keys(input_ids)).all(): return
+    written = pd.Index([i for table in self.tables(["id_str"]) for i in table["id_str"].to_pylist()])
+    _refuse_foreign(self, written.difference(input_ids, sort=False))
 
 @patch
 def finish(

@@ -36,7 +36,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import Learner  # with fit_one_cycle
 from fastai.callback.training import BnFreeze, GradientClip
-from fastai.learner import AvgLoss, AvgMetric, AvgSmoothLoss
+from fastai.learner import AvgLoss, AvgSmoothLoss, Metric
 from fastai.optimizer import Optimizer
 from fastai.torch_core import find_bs, set_seed
 from fastcore.basics import patch
@@ -58,21 +58,31 @@ from .losses import DirichletMultinomialLoss, expected_fractions, question_membe
 from .models import GalaxyModel, Weights, _check_room, create_encoder, is_weights, keep_freed_memory, load_weights, save_weights
 
 # %% ../nbs/40_train.ipynb #cfb290d1
-class FractionError:
+class FractionError(Metric):
     "Mean absolute error of expected vote fractions, over questions that `min_asked` or more volunteers answered"
     def __init__(self,
                  schema: Schema,      # the decision tree
                  min_asked: int = 5,  # fewer answers make a fraction that is mostly noise
                  ):
-        self.loss, self.min_asked, self.__name__ = DirichletMultinomialLoss(schema), min_asked, "fraction_error"
-    def __call__(self, output, votes):
+        self.loss, self.min_asked = DirichletMultinomialLoss(schema), min_asked
+        self.reset()
+    def sums(self, output, votes) -> tuple:
+        "Sum of the errors, and over how many fractions"
         output, votes = output.detach().as_subclass(torch.Tensor), votes.as_subclass(torch.Tensor)
         membership, votes = self.loss.to(output.device).membership, votes.double()
         fractions = expected_fractions(to_concentrations(output), membership)
         asked = votes @ membership @ membership.T
         keep = asked >= self.min_asked
         error = (fractions - votes / asked.clamp(min=1)).abs()
-        return torch.where(keep, error, 0).sum() / keep.sum()
+        return torch.where(keep, error, 0).sum(), keep.sum()
+    def __call__(self, output, votes):
+        "Of one batch; NaN where nobody was asked often enough"
+        total, count = self.sums(output, votes)
+        return total / count
+    def reset(self): self.total, self.count = torch.zeros(2, dtype=torch.double)
+    def accumulate(self, learn): self.total, self.count = (a + b for a, b in zip((self.total, self.count), self.sums(learn.pred, *learn.yb)))
+    @property
+    def value(self): return self.total / self.count
 
 # %% ../nbs/40_train.ipynb #12b614ca
 class EpochLog(Callback):
@@ -155,12 +165,6 @@ class _MeanLoss(AvgLoss):
     "The mean loss, kept where the loss is"
     def accumulate(self, learn):
         self.total = self.total + learn.loss.detach().mean() * find_bs(learn.yb)
-        self.count += find_bs(learn.yb)
-
-class _MeanMetric(AvgMetric):
-    "The mean of a metric, kept where the network is"
-    def accumulate(self, learn):
-        self.total = self.total + self.func(learn.pred, *learn.yb).detach() * find_bs(learn.yb)
         self.count += find_bs(learn.yb)
 
 class _Progress(ProgressCallback):
@@ -459,11 +463,11 @@ def galaxy_learner(
     if freeze: _freeze(model, freeze)
     loss = DirichletMultinomialLoss(dls.schema).to(dls.device)
     learn = Learner(dls, model, loss_func=loss, opt_func=FusedAdam, splitter=layer_groups,
-                    metrics=_MeanMetric(FractionError(dls.schema)), **{"moms": _MOMENTUM, **kwargs})
+                    metrics=FractionError(dls.schema), **{"moms": _MOMENTUM, **kwargs})
     learn.recorder.loss, learn.recorder.smooth_loss = _MeanLoss(), _SmoothLoss()
     learn.recipe = dict(encoder=str(encoder), dropout=model.head[0].p, layer_decay=layer_decay, freeze=freeze,
-                        precision=precision, compile=False, average=average, moms=list(learn.moms),
-                        start=_hash(model.state_dict().values()))
+                        precision=precision, compile=False, average=average, moms=list(learn.moms))
+    learn.starts = {}   # of a run by its folder: the weights that it began with
     return learn.add_cbs([StopOnNaN(), GradientClip(_CLIP), *extras])
 
 # %% ../nbs/40_train.ipynb #18ba58f8
@@ -536,10 +540,12 @@ def _data_settings(dls) -> dict:
                 schema=[dls.schema.name, *dls.schema.columns], batch_size=train.bs, augment=augment) | {
                 f"view {k}": v for k, v in dls.view.to_dict().items()}
 
-def _settings(learn, minutes, epochs, lr, seed, patience, progressive=None) -> dict:
-    "All that the final weights depend on"
+def _settings(learn, minutes, epochs, lr, seed, patience, progressive=None, out="") -> dict:
+    "All that the final weights depend on; a learner that trained in `out` before began with what that run began with"
     plan = dict(minutes=minutes, epochs=epochs, lr=lr, seed=seed, patience=patience, progressive=progressive)
-    return plan | _data_settings(learn.dls) | getattr(learn, "recipe", {})
+    settings = plan | _data_settings(learn.dls) | getattr(learn, "recipe", {})
+    if not hasattr(learn, "starts"): return settings
+    return settings | dict(start=learn.starts.get(str(Path(out).resolve())) or _hash(learn.model.state_dict().values()))
 
 # %% ../nbs/40_train.ipynb #49a551ec
 def _agreed(
@@ -551,13 +557,13 @@ def _agreed(
     if file.is_file():
         try: found = json.loads(file.read_text("utf-8"))
         except ValueError:
-            raise InputError(f"{file} cannot be read: choose another folder, or delete this one") from None
+            raise InputError(f"{file} cannot be read: choose another folder, or delete {file.parent}") from None
         loose = ["minutes"] if settings["minutes"] is None else ["epochs"]  # the one follows from the other
         differ = [k for k in settings if k not in loose and json.dumps(found.get(k)) != json.dumps(settings[k])]
         differ = [k for k in differ if k not in ("pictures", "start")] or differ  # these two often follow from another
         told = "; ".join(f"{k} was {_short(found.get(k))}, now is {_short(settings[k])}" for k in differ)
         if differ:
-            raise InputError(f"{file.parent} holds another run: {told}. Choose another folder, or delete this one")
+            raise InputError(f"{file.parent} holds another run: {told}. Choose another folder, or delete that one")
         return found
     if settings["epochs"] is None: settings["epochs"] = _epochs_in(settings["minutes"], learn, settings["progressive"])
     atomic_write(file, json.dumps(settings, indent=1))
@@ -656,7 +662,7 @@ def write(self: Checkpoint, batches: int) -> None:
         if not batches: atomic_write(self.folder.parent / "history.csv", self.epoch_log.table.to_csv())
         name = f"epoch-{len(rest['rows']):04d}-batch-{batches:06d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
         atomic_write(self.folder / name, data)
-        for old in _checkpoints(self.folder)[2:]: old.unlink()
+        for old in [file for file in _checkpoints(self.folder) if file not in self.others][2:]: old.unlink()
     except (InputError, OSError) as error:
         self.failed = error
         raise CancelFitException from None
@@ -683,12 +689,14 @@ def read_checkpoint(
 
 @patch
 def newest(self: Checkpoint):   # tensors and the rest, or None
-    "The newest checkpoint of this run that is whole; those passed over are named"
+    "The newest checkpoint of this run that is whole; those passed over are named, and left alone"
+    self.others = set()
     strange = [p for p in sorted(self.folder.glob("*.safetensors")) if not _NAME.fullmatch(p.name)]
     for file in [*strange, *_checkpoints(self.folder)]:
         tensors, rest = read_checkpoint(file)
         if tensors is not None and rest["settings"] != self.settings: rest, tensors = "is of another run", None
         if tensors is not None: return tensors, rest
+        self.others.add(file)
         print(f"{file} {rest}: passed over")
 
 # %% ../nbs/40_train.ipynb #d8fae301
@@ -863,6 +871,7 @@ def fit_for(
         raise InputError("say either how many minutes or how many epochs to train, not both")
     if epochs is not None and (not 1 <= epochs < math.inf or epochs != int(epochs)):
         raise InputError(f"{epochs} epochs: a whole number from 1 on")
+    epochs = epochs and int(epochs)
     for name, value in (("minutes", minutes), ("lr", lr), ("patience", patience)):
         if value is not None and not 0 < value < math.inf: raise InputError(f"{name}={value}: a number above 0")
     _choose_speed(learn, out, minutes, epochs)
@@ -873,7 +882,7 @@ def fit_for(
         _train(learn, epochs, lr, seed, log, [], progressive)
         seconds = time.perf_counter() - began
     else:
-        settings = _settings(learn, minutes, epochs, lr, seed, patience, progressive)
+        settings = _settings(learn, minutes, epochs, lr, seed, patience, progressive, out)
         epochs, seconds = _train_in(out, learn, settings, log)
     precision = getattr(learn, "recipe", {}).get("precision")
     return dict(epochs=epochs, seconds=seconds, lr=lr, seed=seed, precision=precision,
@@ -886,6 +895,7 @@ def _train_in(out, learn, settings, log: EpochLog) -> tuple:   # epochs, seconds
         raise InputError("only DataLoaders from galaxy_dls can be gone on with: leave out `out`")
     with _run_folder(out) as out, _stop_signals() as asked:
         settings = _agreed(out / "training.json", learn, settings)
+        if hasattr(learn, "starts"): learn.starts[str(out.resolve())] = settings["start"]
         keeper = Checkpoint(out / "checkpoints", settings, asked)
         _train(learn, settings["epochs"], settings["lr"], settings["seed"], log, [keeper], settings["progressive"])
         if keeper.failed:
@@ -941,6 +951,7 @@ def save_learner(
     about: str = "",   # more for the card: whose pictures and votes, under which licence
 ) -> Path:             # the folder
     "The network of a learner as a weights folder, with what it was trained on and how good it became"
+    if done["best_epoch"] is None: raise InputError(f"no epoch was finished, so there is nothing to save: {done['stopped']}")
     best = done["history"].iloc[done["best_epoch"]]
     metrics = {k: done[k] for k in ("epochs", "seconds", "lr", "seed")}
     metrics |= best[["train_loss", "valid_loss", "fraction_error"]].to_dict()

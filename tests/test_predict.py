@@ -500,3 +500,15 @@ def test_a_store_never_mixes(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         predict(options.pop("weights"), galaxies(4), tmp_path / "s", **options)
     assert (tmp_path / "s" / "manifest.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_another_catalog_is_refused_before_anything_is_computed(tmp_path, cached):
+    ours, theirs = (ArrayImages([f"{name}{i}" for i in range(5)], galaxies(5).images) for name in "AB")
+    predict(tiny_weights(), ours, tmp_path / "s", **RUN)
+    before = {file: file.read_bytes() for file in (tmp_path / "s").rglob("*") if file.is_file()}
+    if cached: theirs = load_pixels(theirs, tiny_weights().view, progress=False)
+    with pytest.raises(InputError, match="holds galaxies that are not in the input: 5 \\(A0, A1.*Use another folder"):
+        predict(tiny_weights(), theirs, tmp_path / "s", **RUN)
+    assert {file: file.read_bytes() for file in (tmp_path / "s").rglob("*") if file.is_file()} == before
+    assert "5 written" in predict(tiny_weights(), ours, tmp_path / "s", **RUN).summary   # which goes on as before

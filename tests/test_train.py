@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ import pytest
 import timm
 import torch
 from fastai.callback.core import Callback
-from fastai.learner import AvgLoss, AvgMetric, AvgSmoothLoss
+from fastai.learner import AvgLoss, AvgSmoothLoss
+from fastai.metrics import AccumMetric
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
 from safetensors.torch import load_file, save_file
@@ -296,6 +298,41 @@ def test_checkpoint_of_another_run_is_passed_over(stopped, straight, tmp_path_fa
     (stopped / "checkpoints" / foreign.name).write_bytes(foreign.read_bytes())
     assert same(finish(stopped), straight)
     assert f"{foreign.name} is of another run: passed over" in capsys.readouterr().out
+
+
+def test_checkpoints_of_another_run_that_are_further_on_leave_room(tmp_path):
+    fit_for(make_learner(), epochs=4, out=tmp_path)
+    (tmp_path / "training.json").unlink()
+    theirs, begun = set(train._checkpoints(tmp_path / "checkpoints")), []
+    class StopAt(Callback):
+        order = 80
+        def __init__(self, last): self.last = last
+        def before_epoch(self): begun.append(self.epoch)
+        def after_epoch(self):
+            if self.epoch == self.last: raise KeyboardInterrupt
+    for last in (1, 2):
+        with pytest.raises(KeyboardInterrupt): fit_for(make_learner(cbs=[StopAt(last)]), epochs=6, out=tmp_path)
+        assert theirs < set(train._checkpoints(tmp_path / "checkpoints"))
+    assert begun == [0, 1, 2]
+
+
+def test_a_learner_that_was_trained_before_is_no_fresh_one(tmp_path):
+    learn = make_learner()
+    fit_for(learn, epochs=1)
+    fit_for(learn, epochs=1, out=tmp_path)
+    with pytest.raises(InputError, match="holds another run: start was"): fit_for(make_learner(), epochs=1, out=tmp_path)
+    before = weights_of(learn)
+    fit_for(learn, epochs=1, out=tmp_path)   # the cell is run again
+    assert same(weights_of(learn), before)
+
+
+def test_epochs_may_be_a_float(): assert fit_for(make_learner(), epochs=1.0)["epochs"] == 1
+
+
+def test_nothing_was_learned(tmp_path):
+    learn = make_learner()
+    for p in learn.model.parameters(): p.data.fill_(torch.nan)
+    with pytest.raises(InputError, match="no epoch was finished"): save_learner(learn, tmp_path / "w", fit_for(learn, epochs=1))
 
 
 def test_no_checkpoint_left_begins_anew(stopped, straight):
@@ -597,9 +634,33 @@ def test_losses_and_metrics_are_those_of_fastai():
     "Kept where the network is, and the same numbers"
     ours, theirs = make_learner(), make_learner()
     theirs.recorder.loss, theirs.recorder.smooth_loss = AvgLoss(), AvgSmoothLoss()
-    theirs.metrics = [AvgMetric(theirs.metrics[0].func)]
+    error = theirs.metrics[0]
+    def fraction_error(output, votes): return error(output, votes)   # of all galaxies at once
+    theirs.metrics = [AccumMetric(fraction_error, flatten=False)]
     a, b = (fit_for(learn, epochs=2)["history"] for learn in (ours, theirs))
     np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_fraction_error_does_not_depend_on_batches():
+    error, rng = train.FractionError(RINGS), np.random.default_rng(0)
+    votes = torch.tensor(rng.integers(0, 6, (64, len(RINGS.columns))), dtype=torch.float32)   # some were asked too seldom
+    output, whole = torch.randn(64, len(RINGS.columns)), None
+    for bs in (64, 16, 3, 1):
+        error.reset()
+        for rows in torch.arange(64).split(bs): error.accumulate(SimpleNamespace(pred=output[rows], yb=(votes[rows],)))
+        whole = error(output, votes) if whole is None else whole
+        torch.testing.assert_close(error.value, whole)
+    assert error(output, 0 * votes).isnan()
+
+
+def test_weights_of_galaxies_that_few_were_asked_about(tmp_path):
+    catalog, pixels = galaxies(24)
+    catalog[list(RINGS.columns)] = (catalog[list(RINGS.columns)] > 10) * 2
+    index = pd.DataFrame(dict(id_str=catalog.id_str, hash="", reason=""))
+    made = train_votes(catalog, PixelCache(pixels, View(32), index), tmp_path, RINGS, View(32), "test_resnet", epochs=1, device="cpu", progress=False)
+    def refuse(name): raise AssertionError(name)
+    assert "valid_loss" in json.loads((tmp_path / "weights" / "gz.json").read_text(), parse_constant=refuse)["metrics"]
+    assert "fraction_error" not in made.info["metrics"]
 
 
 # ---------------------------------------------------------------- optimiser
@@ -883,6 +944,28 @@ def test_weights_of_others_are_not_touched(survey, tmp_path, by):
     assert {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")} == before
     if by in ("weights", "gan"): return
     with pytest.raises(InputError, match="give another out"): save_weights(network(), folder, View(32), RINGS)
+
+
+def test_weights_that_cannot_take_their_place_leave_the_old(tmp_path, monkeypatch):
+    folder = save_weights(network(), tmp_path / "w", View(32), RINGS)
+    old, rename = load_weights(folder).hash, type(folder).rename
+    def refused(self, target):
+        if self.name.endswith(".writing"): raise OSError(5, "Input/output error")
+        return rename(self, target)
+    monkeypatch.setattr(type(folder), "rename", refused)
+    with pytest.raises(InputError, match="cannot be written .*Input/output error"): save_weights(network(), folder, View(32), RINGS)
+    assert load_weights(folder).hash == old and [p.name for p in tmp_path.iterdir()] == ["w"]
+    monkeypatch.undo()
+    assert load_weights(save_weights(network(), folder, View(32), RINGS)).hash != old and [p.name for p in tmp_path.iterdir()] == ["w"]
+
+
+def test_pickled_encoders_of_timm_are_not_read(tmp_path):
+    encoder = create_encoder("test_resnet")
+    timm.models.save_for_hf(encoder, tmp_path, safe_serialization=True)
+    assert create_encoder(str(tmp_path)).num_features == encoder.num_features
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(encoder.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="no model.safetensors. Pickled weights"): create_encoder(str(tmp_path))
 
 
 def test_weights_of_another_run_are_not_taken_for_those_of_this(survey, tmp_path):
