@@ -40,7 +40,7 @@ from .data import _INNER, _sides, FolderImages, ParquetImages, View, check_image
 from .metrics import bootstrap, mean_fractions, vote_differences, vote_errors
 from .models import Weights, create_encoder, imagenet_weights, is_weights, load_weights, note_temperature, shipped_weights
 from .train import TensorBoardLog, WandbLog, machine_name, train_votes
-from .predict import calibrate, predict, published_catalog
+from .predict import _published_names, calibrate, predict, published_catalog
 from .represent import represent
 from .search import METRICS, GalaxyIndex, _open_table, neighbour_sheet
 from .finetune import as_class, class_figures, column_figures, cross_validate, encoder_of, find, find_sheet
@@ -712,6 +712,7 @@ def gz_predict(
     out, device, _ = Path(out), _device(device), _named(table, _FORMS, "--table")
     _asked_for(catalog)
     networks = [load_weights(name.strip()) for name in weights.split(",")]
+    if published and networks[0].schema: _published_names(networks[0].schema, "desi")   # what is wrong is said before the work
     source = open_galaxies(catalog, root, split, stream)
     store = predict(networks, source, out / "store", turns, passes, seed=seed, concentrations=concentrations, device=device)
     found = store.read([c for c in store.header["columns"] if c != "concentrations"])
@@ -779,6 +780,14 @@ def _question(id, picture, ra, dec, like, unlike) -> dict:   # the arguments of 
     return asked
 
 # %% ../nbs/98_cli.ipynb #6d9662ca
+_SHOWN = 50   # queries, and neighbours of each, on a sheet: a JPEG has at most 65,500 pixels a side
+
+def _shown_of(found) -> pd.DataFrame:
+    "What goes on the sheet of a search"
+    queries = found["query"].drop_duplicates()
+    if len(queries) > _SHOWN or found["rank"].max() > _SHOWN: print(f"the sheet shows {_SHOWN} queries and {_SHOWN} neighbours at most")
+    return found[found["query"].isin(queries[:_SHOWN]) & (found["rank"] <= _SHOWN)]
+
 def _search(index, asked, unlike, k, radius, min_separation, weights) -> tuple:   # results; pictures of the query, or None
     "The answer to one question"
     if "id" in asked: return index.by_id(asked["id"], k, min_separation), None
@@ -786,7 +795,7 @@ def _search(index, asked, unlike, k, radius, min_separation, weights) -> tuple: 
     if "like" in asked: return index.by_examples(asked["like"], _split_list(unlike), k, min_separation), None
     file = Path(asked["picture"])
     query = FolderImages(pd.DataFrame(dict(id_str=[file.stem], file_loc=[file.name])), file.parent)
-    return index.by_picture(load_weights(weights), query, k), query
+    return index.by_picture(load_weights(weights), query, k, min_separation), query
 
 # %% ../nbs/98_cli.ipynb #27745350
 @_command
@@ -820,7 +829,7 @@ def gz_search(
     placed = galaxies if galaxies is not None and {"ra", "dec"} <= set(galaxies) else None
     index = GalaxyIndex(table, placed, metric, engine=engine or None, folder=Path(out) / "index", device=device, seed=seed)
     found, query = _search(index, asked, unlike, k, radius, min_separation, weights)
-    sheet = _as_jpeg(neighbour_sheet(found, source, query)) if source else None
+    sheet = _as_jpeg(neighbour_sheet(_shown_of(found), source, query)) if source else None
     path = write_table(_folder(out) / f"neighbours.{form}", found, dict(table=str(table), metric=metric, asked=asked))
     if sheet: atomic_write(path.with_name("neighbours.jpg"), sheet)
     print(f"{index}\n{path}: {len(found):,} rows" + (f"; pictures in {path.with_name('neighbours.jpg')}" if sheet else ""))
@@ -871,37 +880,49 @@ def _labelled(table, failures, marked, column, numbers) -> tuple:   # rows of th
     return *match_labels(ids, marked[~lost], column, numbers), ids, features
 
 # %% ../nbs/98_cli.ipynb #fc57f4d4
-def _say_figures(figures, values, numbers):
+def _what_to_learn(tune, numbers, **least):
+    "Options that do not go together"
+    if tune and numbers: raise InputError("--tune teaches a class: leave out --numbers")
+    if least["background"][0] and (tune or numbers): raise InputError("--background is for a class, without --tune: leave it out")
+    _at_least(**least)
+
+def _say_figures(figures, values, numbers, tune):
     "Each figure on a line, beside what is no achievement"
     share = "" if numbers else f", {values.sum():,} of the class"
-    print(f"{len(values):,} labels{share}. Judged by models that did not see them:")
+    print(f"{len(values):,} labels{share}. {'Before tuning, judged' if tune else 'Judged'} by models that did not see them:")
     beside = {"calibration error": "if perfect", "mean absolute error": "guessing the mean", "R2": "guessing the mean"}
     for name, row in figures.iterrows():
         print(f"{name}: {row.value:.3f} ({row.lower90:.3f} to {row.upper90:.3f}), {beside.get(name, 'chance')} {row.reference:.3f}")
 
-def _judged(features, values, numbers, seed) -> pd.DataFrame:
+def _judged(features, values, numbers, seed, blind, tune) -> dict:   # by name
     "Cross-validated figures, of as many folds as the labels allow"
     folds = min(5, len(values) if numbers else int(np.bincount(values, minlength=2).min()))
     if numbers and len(values) < 7: raise InputError(f"{len(values)} numbers: at least seven are needed, of which five teach while the others judge")
     if folds < 3: raise InputError(f"{len(values)} labels, {int(np.sum(values))} of the class: at least three of each kind are needed")
     fit = fit_column if numbers else fit_class
-    unseen = cross_validate(features, values, folds, 3, seed, fit)
-    return (column_figures if numbers else class_figures)(values, unseen, seed)
+    unseen = cross_validate(features, values, folds, 3, seed, fit, blind)
+    figures = (column_figures if numbers else class_figures)(values, unseen, seed)
+    _say_figures(figures, values, numbers, tune)
+    return figures.value.to_dict()
 
-def _learned(table, rows, values, features, name, numbers, prevalence, background, seed):
+def _unlabelled(features, rows, background, seed):   # features, or None
+    "So many galaxies that nobody labelled"
+    if not background: return None
+    return features[np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(len(features)), rows))[:background]]
+
+def _learned(table, rows, values, features, name, numbers, prevalence, blind, seed):
     "The model of all labels"
     encoder = encoder_of(table.meta)
     if numbers: return fit_column(features[rows], values, seed, encoder, name)
-    blind = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(len(features)), rows))[:background]
-    return fit_class(features[rows], values, prevalence, seed, encoder, name, features[blind])
+    return fit_class(features[rows], values, prevalence, seed, encoder, name, blind)
 
-def _tuned(out, source, rows, values, ids, network, name, prevalence, epochs, seed, device) -> tuple:   # finder, table
+def _tuned(out, source, rows, values, ids, network, name, prevalence, epochs, seed, device) -> tuple:   # finder, table, figures
     "The whole network taught, and every galaxy represented anew"
     marked = pd.DataFrame(dict(id_str=np.array(ids, object)[rows], label=values))
     weights = tune_class(marked, source, out, weights=network, prevalence=prevalence, epochs=epochs, seed=seed, device=device)
     print(f"{out / 'weights'}: ROC AUC {weights.info['metrics']['valid_auc']:.3f} on the galaxies that chose the epoch")
-    finder = replace(head_finder(weights), name=name)
-    return finder, _open_table(represent(weights, source, out / f"representations-{weights.hash}", device=device))
+    finder, store = replace(head_finder(weights), name=name), represent(weights, source, out / f"representations-{weights.hash}", device=device)
+    return finder, _open_table(store), weights.info["metrics"]
 
 # %% ../nbs/98_cli.ipynb #3ab88461
 @_command
@@ -930,21 +951,21 @@ def gz_finetune(
 ):
     "Find a class from a few dozen labels: a classifier, how good it is, and the whole survey ranked"
     device, path = _device(device), Path(out) / f"found.{_named(form, _FORMS, '--form')}"
-    if tune and numbers: raise InputError("--tune teaches a class: leave out --numbers")
-    _at_least(background=(background, 0), top=(top, 0), epochs=(epochs, 1))
+    _what_to_learn(tune, numbers, background=(background, 0), top=(top, 0), epochs=(epochs, 1))
     galaxies, source = _galaxies(catalog, root, split, table, tune)
     marked, column = _labels(labels, galaxies, label, above, below, cuts, schema)
     network = load_weights(weights) if tune or not table else None
     if not table: match_labels(source.ids, marked, column, numbers)  # what is wrong with the labels is said before the work
     opened, failures = _vectors(table or represent(network, source, Path(out) / "representations", device=device))
     rows, values, ids, features = _labelled(opened, failures, marked, column, numbers)
-    _say_figures(figures := _judged(features[rows], values, numbers, seed), values, numbers)
-    finder = _learned(opened, rows, values, features, label, numbers, prevalence, background, seed)
-    if tune: finder, opened = _tuned(_folder(out), source, rows, values, ids, network, label, prevalence, epochs, seed, device)
+    blind = _unlabelled(features, rows, background, seed)
+    figures = _judged(features[rows], values, numbers, seed, blind, tune)
+    finder = _learned(opened, rows, values, features, label, numbers, prevalence, blind, seed)
+    if tune: finder, opened, figures = _tuned(_folder(out), source, rows, values, ids, network, label, prevalence, epochs, seed, device)
     found = find(finder, opened, top or None)
     found["label"] = found.id_str.map(dict(zip(np.array(ids, object)[rows], values)))
     sheet = _as_jpeg(find_sheet(found, source)) if source else None
-    save_finder(finder, _folder(out) / "finder", figures.value.to_dict())
+    save_finder(finder, _folder(out) / "finder", figures)
     write_table(path, found, opened.meta)
     if sheet: atomic_write(path.with_name("found.jpg"), sheet)
     print(_of_found(finder, found, path))

@@ -935,28 +935,34 @@ def VotesBlock(
     return TransformBlock(type_tfms=[_ToVotes(get_schema(schema))])
 
 # %% ../nbs/20_data.ipynb #448ce58e
-def _vote_targets(catalog: pd.DataFrame, schema: Schema) -> Tensor:   # (rows, answers), float32
-    "The votes, checked as far as a loss depends on it"
-    _need_columns(catalog, schema.columns, f"The catalog, read with schema {schema.name!r},")
-    wrong = next((c for c in schema.columns if not pd.api.types.is_numeric_dtype(catalog[c])), None)
+def _counts(catalog: pd.DataFrame, columns: list, schema_name: str) -> np.ndarray:   # (rows, columns), float64
+    "Votes, checked as far as anything depends on it; blank is 0"
+    _need_columns(catalog, columns, f"The catalog, read with schema {schema_name!r},")
+    wrong = next((c for c in columns if not pd.api.types.is_numeric_dtype(catalog[c])), None)
     if wrong: raise InputError(f"Column {wrong!r} holds {catalog[wrong].dtype}, not numbers of votes")
-    votes = catalog[schema.columns].fillna(0).to_numpy(dtype=np.float64)
+    votes = catalog[columns].fillna(0).to_numpy(dtype=np.float64)
     bad = ~((votes >= 0) & (votes < 2**24) & (votes == np.round(votes)))
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        raise InputError(f"{schema.columns[column]} of {catalog['id_str'].iloc[row]!r} is {votes[row, column]}: votes "
+        who = catalog["id_str"].iloc[row] if "id_str" in catalog else f"row {row}"
+        raise InputError(f"{columns[column]} of {who!r} is {votes[row, column]}: votes "
                          f"are whole numbers from 0 on, and {bad.sum():,} are not. check_catalog shows them all")
-    return torch.tensor(votes, dtype=torch.float32)
+    return votes
+
+def _vote_targets(catalog: pd.DataFrame, schema: Schema) -> Tensor:   # (rows, answers), float32
+    "The votes on every question of a tree"
+    return torch.tensor(_counts(catalog, schema.columns, schema.name), dtype=torch.float32)
 
 # %% ../nbs/20_data.ipynb #c6b6610f
 def _label_targets(catalog: pd.DataFrame, label: str):   # (rows,) int64 and the classes, or float32 and None
     "Classes of whole numbers or text as their place in a sorted list; other numbers as they are"
     _need_columns(catalog, [label], "The catalog")
     values = catalog[label]
-    if values.isna().any():
-        first = catalog["id_str"][values.isna()].iloc[0]
-        raise InputError(f"{values.isna().sum():,} of {len(values):,} galaxies have no {label!r} ({first!r} and on): "
-                         f"leave them out, catalog.dropna(subset=[{label!r}])")
+    blank = values.isna() | (values.astype(str).str.strip() == "")
+    if blank.any():
+        rest = f"catalog.dropna(subset=[{label!r}])" if values.isna().any() else f"catalog[catalog[{label!r}].str.strip() != '']"
+        raise InputError(f"{blank.sum():,} of {len(values):,} galaxies have no {label!r} ({catalog['id_str'][blank].iloc[0]!r} "
+                         f"and on): leave them out, {rest}")
     if values.nunique() < 2: raise InputError(f"Every galaxy has {label!r} = {values.iloc[0]!r}: nothing to learn")
     fractional = pd.api.types.is_float_dtype(values)
     if fractional and (values != values.round()).any(): return torch.tensor(values.to_numpy(dtype=np.float32)), None
@@ -1106,6 +1112,7 @@ def decode(
 
 # %% ../nbs/20_data.ipynb #904a9c8c
 _INNER = 1_000_000  # another draw than that of a `split_catalog` that put galaxies aside before, or one side would be empty
+_SPLITS = {"train": 0, "valid": 1, "test": 2}
 
 def _truth(values) -> np.ndarray:   # (rows,) 1 or 0, NaN where it is neither
     "What a column says that is true or false, 1 or 0, as numbers or as text"
@@ -1113,21 +1120,26 @@ def _truth(values) -> np.ndarray:   # (rows,) 1 or 0, NaN where it is neither
     numbers = pd.to_numeric(said, errors="coerce")
     return numbers.where(numbers.isin([0, 1])).to_numpy(float)
 
+def _split_sides(catalog: pd.DataFrame) -> np.ndarray:
+    "A column `split` as numbers"
+    strange = [str(name) for name in catalog["split"].unique() if name not in _SPLITS]
+    if strange: raise InputError(f"Column 'split' has {strange[0]!r}: {near_names(strange[0], _SPLITS)}")
+    return catalog["split"].map(_SPLITS).to_numpy()
+
 def _sides(catalog: pd.DataFrame, valid: float, seed: int) -> np.ndarray:   # 0 trains, 1 validates, 2 neither
     "Who trains and who validates"
+    split = _split_sides(catalog) if "split" in catalog else None
     if "is_valid" in catalog:
         said = _truth(catalog["is_valid"])
         if (bad := np.isnan(said)).any():
             raise InputError(f"Column 'is_valid' has {catalog['is_valid'].iloc[bad.argmax()]!r} in row {bad.argmax()}: true "
                              "or false, or 1 or 0, is needed in every row")
-        side = said.astype(int)
-    else:
-        split = catalog["split"] if "split" in catalog else split_catalog(catalog, valid=valid, seed=seed + _INNER)
-        names = {"train": 0, "valid": 1, "test": 2}
-        strange = [str(name) for name in split.unique() if name not in names]
-        if strange: raise InputError(f"Column 'split' has {strange[0]!r}: {near_names(strange[0], names)}")
-        side = split.map(names).to_numpy()
-    return side
+        if split is None: return said.astype(int)
+        if (other := (split < 2) & (split != said)).any():
+            row = other.argmax()
+            raise InputError(f"Row {row} is {catalog['split'].iloc[row]!r} in column 'split' and {catalog['is_valid'].iloc[row]} in "
+                             "'is_valid': leave one of the two columns out")
+    return split_catalog(catalog, valid=valid, seed=seed + _INNER).map(_SPLITS).to_numpy() if split is None else split
 
 # %% ../nbs/20_data.ipynb #33e72ff5
 def _near(pixels: Tensor, device) -> Tensor:

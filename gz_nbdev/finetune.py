@@ -44,11 +44,11 @@ from sklearn.preprocessing import StandardScaler
 import gz_nbdev
 from .schema import PALETTE, InputError, get_schema, near_names
 from .store import atomic_write, sha256_file
-from .data import (ImageError, PixelCache, View, _sides, _text_ids, _truth, decode, galaxy_dls, image_grid,
+from .data import (ImageError, PixelCache, View, _counts, _sides, _text_ids, _truth, decode, galaxy_dls, image_grid,
                            iter_batches, load_pixels)
 from .metrics import bootstrap, calibration_error
-from .models import (GalaxyModel, Weights, create_encoder, is_weights, load_weights, pooled_features,
-                             save_weights)
+from .models import (GalaxyModel, Weights, _check_room, create_encoder, is_weights, load_weights,
+                             pooled_features, save_weights)
 from .train import StopOnNaN, _check_decay, _check_seed, layer_groups, layer_rates
 from .search import _ENCODER, _open_table
 
@@ -93,8 +93,9 @@ def vote_fraction(
     for q in questions:
         columns = [f"{q['name']}_{answer}" for answer in q["answers"]]
         if column in columns:
-            asked = table[columns].apply(pd.to_numeric).sum(axis=1)
-            return pd.to_numeric(table[column]).div(asked.where(asked >= max(min_asked, 1)))
+            votes = pd.DataFrame(_counts(table, columns, tree["name"] if isinstance(tree, dict) else tree.name), table.index, columns)
+            asked = votes.sum(axis=1)
+            return votes[column].div(asked.where(asked >= max(min_asked, 1)))
     values = as_numbers(table[column].where(table[column].notna(), 0), column).where(table[column].notna())
     if not values.dropna().between(0, 1).all():
         odd = values[~values.between(0, 1) & values.notna()].iloc[0]
@@ -347,6 +348,7 @@ def cross_validate(
     repeats: int = 1,          # how often to split anew
     seed: int = 0,
     fit: Callable = fit_class, # or `fit_column`
+    background=None,           # of `fit_class`
 ) -> np.ndarray:               # (repeats, galaxies) probability, or number, from a model that did not see the galaxy
     "Out-of-fold answers of `fit_class` (stratified) or `fit_column`"
     _check_seed(seed)
@@ -358,9 +360,10 @@ def cross_validate(
                              f"folds: at least {needed} of each kind are needed" + ", or 3 for 3 folds" * (folds == 2))
     else: features, labels = checked_features(features), as_numbers(np.asarray(labels), "labels").to_numpy()
     kind, out = StratifiedKFold if fit is fit_class else KFold, np.empty((repeats, len(labels)))
+    more = {} if background is None else dict(background=background)
     for r in range(repeats):
         for learn, judge in kind(folds, shuffle=True, random_state=seed + r).split(features, labels):
-            model = fit(features[learn], labels[learn], seed=seed + r)
+            model = fit(features[learn], labels[learn], seed=seed + r, **more)
             out[r, judge] = (model.probability if fit is fit_class else model.predict)(features[judge])
     return out
 
@@ -563,6 +566,13 @@ def _tune(catalog, cache, label, model, view, known, epochs, lr, layer_decay, bs
     return dls, start
 
 # %% ../nbs/65_finetune.ipynb #75e9dddb
+def _only_tuned(folder: Path):
+    "`InputError` if new weights of a class would replace anything but older ones"
+    _check_room(folder, "encoder")
+    note = folder / "gz.json"
+    if note.exists() and "prevalence" not in json.loads(note.read_text("utf-8")).get("metrics", {}):
+        raise InputError(f"{folder} holds a network that tells no class, and the tuned one would replace it: give another out")
+
 def _with_valid(catalog, label, valid, seed) -> pd.DataFrame:
     "The labelled galaxies with a column that says who validates, of both kinds alike"
     labels = as_class(catalog[label], label)
@@ -573,7 +583,10 @@ def _with_valid(catalog, label, valid, seed) -> pd.DataFrame:
                              "needed, of which some validate")
         judged = train_test_split(np.arange(len(labels)), test_size=valid, stratify=labels, random_state=seed)[1]
         catalog = catalog.assign(is_valid=np.isin(np.arange(len(labels)), judged))
-    _sides(catalog, valid, seed)   # what is wrong with them is said before the work
+    judges = labels[_sides(catalog, valid, seed) == 1]   # what is wrong with them is said before the work
+    if judges.nunique() < 2:
+        raise InputError(f"{judges.sum()} of the {len(judges)} galaxies that validate are of the class: both kinds are needed to choose "
+                         "an epoch and to calibrate. Mend the column split or is_valid, or leave it out")
     return catalog
 
 # %% ../nbs/65_finetune.ipynb #47d42ace
@@ -599,6 +612,7 @@ def tune_class(
         raise InputError(f"the catalog has no column {label!r}: {near_names(label, list(catalog.columns))}")
     if epochs < 1: raise InputError(f"epochs={epochs}: at least 1 is needed")
     _check_decay(layer_decay)
+    _only_tuned(Path(out) / "weights")
     device = torch.device(device or default_device())
     _check_seed(seed)
     set_seed(seed)
@@ -606,7 +620,7 @@ def tune_class(
     catalog = _with_valid(catalog, label, valid, seed)
     cache = source if isinstance(source, PixelCache) else load_pixels(source, view, progress=progress)
     dls, start = _tune(catalog, cache, label, model, view, known, epochs, lr, layer_decay, bs, seed, device, progress)
-    prevalence = _checked_prevalence(start.learned if prevalence is None else prevalence)
+    prevalence = _checked_prevalence(catalog[label].mean() if prevalence is None else prevalence)
     metrics = _settle(model, dls, view, cache, start.learned, prevalence, device)
     metrics |= dict(labels=len(dls.train_ds) + len(dls.valid_ds), learned=start.learned, prevalence=prevalence)
     about = (f"Tells {label!r} from the rest: its one output is the log-odds, calibrated on {len(dls.valid_ds)} "
@@ -639,7 +653,7 @@ def head_finder(
 
 # %% ../nbs/65_finetune.ipynb #3ea4e187
 def _draw(labels, sizes, seed) -> tuple:   # rows that judge; rows that teach, for each size
-    "A balanced set to judge, and nested balanced sets to learn from"
+    "A balanced set to judge, and nested balanced sets to learn from, each size once"
     _check_seed(seed)
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(np.flatnonzero(labels == kind)) for kind in (1, 0)]
@@ -651,7 +665,8 @@ def _draw(labels, sizes, seed) -> tuple:   # rows that judge; rows that teach, f
         if n is not None and not 4 <= n <= most:
             raise InputError(f"{n} labels: {most} are left when {len(judge)} judge, so ask for 4 to {most}, or for all "
                              "with None")
-    return judge, [np.concatenate([pool[:(n or most) // 2] for pool in pools]) for n in sizes]
+    halves = dict.fromkeys((n or most) // 2 for n in sizes)   # two sizes may be the same: 11 and 10, or None and what it comes to
+    return judge, [np.concatenate([pool[:half] for pool in pools]) for half in halves]
 
 def learning_curve(
     arms: dict,              # name -> (galaxies, features) representations, or a function such as `tuned_arm` makes
@@ -696,7 +711,9 @@ def tuned_arm(
         model, view, known = _start(weights, cache.view)
         taught = _with_valid(catalog.iloc[learn], label, .25, seed)
         _tune(taught, cache, label, model, view, known, seed=seed, progress=False, **options)
-        rows = pd.Index(cache.ids).get_indexer(catalog.id_str.iloc[judge])
+        rows = pd.Index(cache.ids).get_indexer(asked := catalog.id_str.iloc[judge])
+        if (rows < 0).any(): raise InputError(f"{(rows < 0).sum()} galaxies have no usable picture, the first {asked.iloc[rows.argmin()]!r}: "
+                                              "leave them out of the catalog and of the labels")
         layer, x = model.head[-1], _pooled(model, view, cache, rows.tolist(), options["device"])
         return expit(x @ layer.weight.detach().cpu().numpy()[0] + layer.bias.item())
     return arm

@@ -548,12 +548,8 @@ def calibrate(
 # %% ../nbs/50_predict.ipynb #d9ac0aab
 _ID_NAMES = {"decals": "iauname", "desi": "id_str"}
 
-def published_catalog(
-    table: pd.DataFrame,     # of `predict`
-    schema: Schema,          # of one campaign
-    names: str = "decals",   # how galaxies are named: "decals": iauname; "desi": id_str
-) -> pd.DataFrame:           # id, `{question}_{answer}_fraction`, `{question}_proportion_volunteers_asked`
-    "Predictions in the form of the published automatic catalogues"
+def _published_names(schema: Schema, names: str) -> dict:   # of columns, by ours
+    "What the published automatic catalogues call the predictions"
     if names not in _ID_NAMES: raise InputError(f"No catalogue is called {names!r}: {near_names(names, _ID_NAMES)}")
     new = {"id_str": _ID_NAMES[names]}
     for q in schema.questions:
@@ -563,6 +559,15 @@ def published_catalog(
     if len(twice):
         raise InputError(f"Without campaigns {twice.iloc[0]!r} would stand for several columns: give the schema of one "
                          "campaign")
+    return new
+
+def published_catalog(
+    table: pd.DataFrame,     # of `predict`
+    schema: Schema,          # of one campaign
+    names: str = "decals",   # how galaxies are named: "decals": iauname; "desi": id_str
+) -> pd.DataFrame:           # id, `{question}_{answer}_fraction`, `{question}_proportion_volunteers_asked`
+    "Predictions in the form of the published automatic catalogues"
+    new = _published_names(schema, names)
     for column in new:
         if column not in table:
             raise InputError(f"The table has no column {column!r}: {near_names(column, table.columns)}")

@@ -36,8 +36,8 @@ from sklearn.decomposition import IncrementalPCA
 from torch import Tensor, nn
 
 from .schema import PALETTE, InputError, near_names
-from .store import Store, atomic_write, features_array, features_column, keep_note, recall, sha256_file
-from .data import PixelCache, View, iter_batches
+from .store import Store, _keys, _said_of_itself, atomic_write, features_array, features_column, keep_note, recall, sha256_file
+from .data import PixelCache, View, _text_ids, iter_batches
 from .models import Weights, create_encoder, is_weights, load_weights
 from .predict import _everybody, _go_on, _progress, _same_threads, _side_by_side, _workers
 
@@ -428,7 +428,7 @@ _WIDE = {"plain": ("id_str", [], "feat_{}"), "decals": ("iauname", ["png_loc"], 
          "gz2": ("id_str", ["iauname", "png_loc"], "feat_{}_pred"), "desi": ("id_str", ["ra", "dec"], "feat_pca_{}")}
 _WIDE_NAME = r"feat_(?:pca_)?(\d+)(?:_pred)?"
 
-def _beside(catalog, columns: list, names: str):   # DataFrame by id_str
+def _beside(store, catalog, columns: list, names: str):   # DataFrame by id_str
     "The columns of a catalog that go beside the features"
     if not columns: return None
     if catalog is None:
@@ -437,9 +437,12 @@ def _beside(catalog, columns: list, names: str):   # DataFrame by id_str
     for column in ["id_str", *columns]:
         if column not in catalog:
             raise InputError(f"The catalog has no column {column!r}: {near_names(column, list(catalog))}")
-    known = catalog[["id_str", *columns]].set_index("id_str")
-    if not known.index.is_unique:
-        raise InputError(f"The catalog has {known.index[known.index.duplicated()][0]!r} twice: keep one row of each")
+    known = catalog[columns].set_axis(pd.Index(_text_ids(catalog["id_str"], "The catalog")))
+    lacking = int((~np.isin(store._known_keys(), _keys(known.index))).sum())
+    if lacking == len(store):
+        raise InputError(f"{store.root} and the catalog have no galaxy in common: {store.read(['id_str']).id_str.iloc[0]!r} there, "
+                         f"{known.index[0]!r} here. Do both use the same ids?")
+    if lacking: warn(f"{lacking:,} of {len(store):,} galaxies are not in the catalog: their {', '.join(columns)} stay blank", stacklevel=3)
     return known
 
 def _wide_batch(table, name: str, pattern: str, beside):   # pyarrow Table
@@ -475,7 +478,7 @@ def write_wide(
     if names not in _WIDE: raise InputError(f"No form is called {names!r}: {near_names(names, _WIDE)}")
     if "features" not in (store.header["columns"] or {}): raise InputError(f"The store {store.root} has no features")
     name, columns, pattern = _WIDE[names]
-    beside, writer, kind = _beside(catalog, columns, names), None, None
+    beside, writer, kind = _beside(store, catalog, columns, names), None, None
     with _whole_file(path) as hidden:
         try:
             for table in store.tables():
@@ -546,7 +549,7 @@ def read_wide(
     wide = _wide_columns(names, path)
     _check_ids(file.schema_arrow.field(id_column).type, id_column, path)
     others = [c for c in names if c not in (*wide, id_column, "id_str", "__index_level_0__")]
-    said = json.loads((file.schema_arrow.metadata or {}).get(b"gz_nbdev", b"{}"))
+    said = _said_of_itself(file.schema_arrow, path)
     kept = {key: said[key] for key in ("weights", "turns", "view", "pca") if key in said}
     digest = sha256_file(path)
     meta = dict(kind="representations", weights=digest[:12], file=digest, dtype=dtype, features=len(wide)) | kept

@@ -35,7 +35,7 @@ from sklearn.decomposition import PCA
 # %% ../nbs/60_search.ipynb #4f6c4d91
 from .schema import InputError, near_names
 from .catalog import _check_positions, _need
-from .store import Store, _keys, _replace_folder, atomic_write, features_array, sha256_file
+from .store import Store, _keys, _replace_folder, _said_of_itself, atomic_write, features_array, sha256_file
 from .data import ImageError, View, _text_ids, decode, image_grid, iter_batches
 from .metrics import bootstrap
 from .models import Weights, pooled_features
@@ -226,11 +226,7 @@ def _from_parquet(path: Path) -> _Table:
                 yield _from_arrow(pa.Table.from_batches([batch]), str(path))
         except (pa.ArrowException, OSError) as e:
             raise InputError(f"{path} is damaged ({str(e).splitlines()[0]}): copy or make it again") from None
-    try: meta = dict(json.loads((file.schema_arrow.metadata or {}).get(b"gz_nbdev", b"{}")))
-    except (ValueError, TypeError):
-        raise InputError(f"{path}: what it says of its encoder, in the metadata 'gz_nbdev', is damaged: make the table "
-                         "again") from None
-    return _Table(str(path), path, sha256_file(path), meta, file.metadata.num_rows, read)
+    return _Table(str(path), path, sha256_file(path), _said_of_itself(file.schema_arrow, path), file.metadata.num_rows, read)
 
 # %% ../nbs/60_search.ipynb #c0a66b9c
 def _from_arrays(ids, vectors) -> _Table:
@@ -778,6 +774,7 @@ def by_picture(
     weights: Weights,   # those that made the table
     pictures,           # a source (`FolderImages`, ...), or the bytes of one JPEG or PNG
     k: int = 10,
+    min_separation: float | None = None,   # arcsec; drop what is closer to a better result
 ) -> pd.DataFrame:      # as `by_id`
     "The galaxies most like those in pictures"
     turns = self.meta.get("turns", 4)
@@ -794,7 +791,7 @@ def by_picture(
             vectors.append(pooled_features(encoder, x, turns).cpu().numpy())
     if bad: raise InputError(f"{len(bad)} pictures cannot be used; {bad[0][0]}: {bad[0][1]}")
     if not names: raise InputError("The query has no pictures")
-    return self.by_table((names, np.concatenate(vectors)), k)
+    return self.by_table((names, np.concatenate(vectors)), k, min_separation)
 
 # %% ../nbs/60_search.ipynb #5ae3c0a1
 def neighbour_sheet(
@@ -880,7 +877,7 @@ def search_table(
     if len(negatives) and examples is None: raise InputError("Negatives go with examples: what is wanted?")
     index = GalaxyIndex(table, **settings)
     if ids is not None: return index.by_id(ids, k, min_separation)
-    if pictures is not None: return index.by_picture(weights, pictures, k)
+    if pictures is not None: return index.by_picture(weights, pictures, k, min_separation)
     if position is not None: return index.by_position(*position, k, radius, min_separation)
     if examples is not None: return index.by_examples(examples, negatives, k, min_separation)
     return index.by_table(queries, k, min_separation)

@@ -177,6 +177,12 @@ def write_parquet(
     "A table that fits into memory, written in one go"
     return atomic_write(path, _as_bytes(_as_arrow(frame, features, _as_meta(meta or {}))))
 
+def _said_of_itself(schema, path) -> dict:   # empty where there is none
+    "The note in the metadata of a parquet file"
+    try: return dict(json.loads((schema.metadata or {}).get(b"gz_nbdev", b"{}")))
+    except (ValueError, TypeError):
+        raise InputError(f"{path}: what it says of itself, in the metadata 'gz_nbdev', is damaged: make the table again") from None
+
 def read_meta(
     path,          # file as `write_table` makes it
 ) -> dict:         # empty where there is none
@@ -190,7 +196,7 @@ def read_meta(
         from astropy.io.votable import parse
         return json.loads(next((info.value for info in parse(path).infos if info.name == "gz_nbdev"), "{}"))
     if suffix == ".csv": return {}
-    return json.loads((pq.read_schema(path).metadata or {}).get(b"gz_nbdev", b"{}"))
+    return _said_of_itself(pq.read_schema(path), path)
 
 # %% ../nbs/10_store.ipynb #4165a20f
 def _as_astropy(table, ascii_only: bool):

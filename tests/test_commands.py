@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gz_nbdev import cli
 from gz_nbdev.catalog import read_catalog
 from gz_nbdev.cli import gz_anomaly, gz_finetune, gz_predict, gz_represent, gz_search, gz_train
-from gz_nbdev.data import ArrayImages, write_hub_folder
+from gz_nbdev.data import ArrayImages, View, write_hub_folder
 from gz_nbdev.finetune import load_finder
-from gz_nbdev.models import load_weights
+from gz_nbdev.models import GalaxyModel, create_encoder, load_weights, save_weights
 from gz_nbdev.represent import Plan
 from gz_nbdev.schema import get_schema
 from gz_nbdev.simulate import simulate_survey
@@ -350,6 +351,7 @@ LABELS = {
     "cuts without votes": (dict(cuts="a>.3"), None, ["--above"]),
     "a share above one": (dict(prevalence=3.), None, ["between 0 and 1"]),
     "pictures for tuning": (dict(tune=True), None, ["--catalog"]),
+    "a background for tuning": (dict(tune=True, background=9), None, ["--background is for a class, without --tune"]),
 }
 
 
@@ -368,6 +370,7 @@ def test_votes_numbers_and_a_tuned_network(survey, vectors, marks, tmp_path, cap
     common = dict(table=str(vectors), catalog=str(survey / "catalog.csv"))
     gz_finetune(out=str(tmp_path / "votes"), **common, label="smooth-or-featured-dr5_featured-or-disk", above=.5, below=.3, background=30, top=20)
     assert "left out" in capsys.readouterr().out and len(pd.read_parquet(tmp_path / "votes" / "found.parquet")) == 20
+    gz_finetune(out=str(tmp_path / "plain"), **common, label="smooth-or-featured-dr5_featured-or-disk", above=.5, below=.3, top=20)
     gz_finetune(out=str(tmp_path / "numbers"), table=str(vectors), labels=str(marks), label="axis_ratio", numbers=True)
     assert "R2" in capsys.readouterr().out
     found = pd.read_parquet(tmp_path / "numbers" / "found.parquet")
@@ -375,6 +378,8 @@ def test_votes_numbers_and_a_tuned_network(survey, vectors, marks, tmp_path, cap
     gz_finetune(out=str(tmp_path / "tuned"), **common, labels=str(marks), label="flat", tune=True, epochs=3, top=5)
     finder, weights = load_finder(tmp_path / "tuned" / "finder"), load_weights(tmp_path / "tuned" / "weights")
     assert finder.encoder["weights"] == weights.hash and weights.view == load_weights("gz-sim-small").view
+    figures = {name: json.loads((tmp_path / name / "finder" / "finder.json").read_text())["metrics"] for name in ("votes", "plain", "tuned")}
+    assert figures["tuned"] == weights.info["metrics"] and figures["votes"] != figures["plain"]   # each of its own model
 
 
 @pytest.fixture(scope="module")
@@ -438,3 +443,20 @@ def test_a_picture_table_is_a_catalog(survey, tmp_path, capsys):
         assert "12 written + 0 quarantined = 12 galaxies" in capsys.readouterr().out
     gz_anomaly("score", table=str(tmp_path / "plain"), catalog=str(tmp_path / "plain.parquet"), out=str(tmp_path / "out"))
     assert (tmp_path / "out" / "strangest.jpg").exists()
+
+
+def test_a_sheet_is_no_larger_than_a_jpeg(survey, vectors, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_SHOWN", 5)
+    first = pd.read_csv(survey / "catalog.csv", dtype=dict(id_str=str)).id_str[0]
+    gz_search(out=str(tmp_path), table=str(vectors), catalog=str(survey / "catalog.csv"), id=first, k=60)
+    assert "the sheet shows 5 queries and 5 neighbours at most" in capsys.readouterr().out
+    assert len(pd.read_parquet(tmp_path / "neighbours.parquet")) == 60 and (tmp_path / "neighbours.jpg").exists()
+    shown = cli._shown_of(pd.DataFrame(dict(query=[f"q{i // 9}" for i in range(63)], rank=[i % 9 + 1 for i in range(63)])))
+    assert shown["query"].nunique() == 5 and shown["rank"].max() == 5
+
+
+def test_published_columns_that_would_be_two_are_refused_before_the_work(survey, tmp_path, capsys):
+    desi = get_schema("gz_desi")
+    weights = save_weights(GalaxyModel(create_encoder("test_resnet"), len(desi.columns)), tmp_path / "w", View(32), desi)
+    message = fails(capsys, gz_predict, out=str(tmp_path / "out"), catalog=str(survey / "catalog.csv"), weights=str(weights), published=True)
+    assert "give the schema of one campaign" in message and not (tmp_path / "out").exists()

@@ -1286,6 +1286,20 @@ def test_is_valid_that_says_nothing(says, shown):
     with pytest.raises(InputError, match=f"Column 'is_valid' has ({shown}|None) in row 1: true or false"): data._sides(table, .2, 0)
 
 
+def test_test_galaxies_never_train():
+    table = pd.DataFrame(dict(id_str=list("abcd"), split=["train", "valid", "test", "test"], is_valid=[0, 1, 0, 1]))
+    assert data._sides(table, .2, 0).tolist() == [0, 1, 2, 2]
+    with pytest.raises(InputError, match="Row 0 is 'train' in column 'split' and True in 'is_valid': leave one"):
+        data._sides(table.assign(is_valid=True), .2, 0)
+
+
+@pytest.mark.parametrize("blank, rest", [("", r"catalog\[catalog\['kind'\].str.strip\(\) != ''\]"), (None, r"catalog.dropna\(subset=\['kind'\]\)")])
+def test_blank_is_no_class(blank, rest):
+    table = pd.DataFrame(dict(id_str=list("abcd"), kind=["ring", blank, "smooth", blank]))
+    with pytest.raises(InputError, match=f"2 of 4 galaxies have no 'kind' \\('b' and on\\): leave them out, {rest}"):
+        data._label_targets(table, "kind")
+
+
 def test_one_galaxy_cannot_train():
     "Normalisation over a batch needs two"
     catalog = pd.DataFrame({"id_str": ["A", "B"], "ring": [0, 1], "split": ["train", "valid"]})

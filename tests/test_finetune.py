@@ -10,13 +10,15 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
+from gz_nbdev import finetune
 from gz_nbdev.catalog import read_ring_catalog
-from gz_nbdev.data import ArrayImages
+from gz_nbdev.data import ArrayImages, View, load_pixels
 from gz_nbdev.finetune import (RING_CUTS, _reduction, class_figures, cross_validate, find, find_sheet, fit_class, fit_column,
                                labels_from_votes, learning_curve, load_finder, match_labels, perfect_calibration, pick_labels,
-                               save_finder, tune_class, vote_fraction)
+                               save_finder, tune_class, tuned_arm, vote_fraction)
 from gz_nbdev.metrics import calibration_error
-from gz_nbdev.schema import InputError
+from gz_nbdev.models import save_weights
+from gz_nbdev.schema import InputError, get_schema
 from gz_nbdev.store import Store
 
 
@@ -214,3 +216,75 @@ def test_who_validates_is_checked_before_the_work(tmp_path):
     "A source that cannot even be read is never asked"
     table = pd.DataFrame(dict(id_str=["a", "b"], label=[1, 0], is_valid=["yes", "no"]))
     with pytest.raises(InputError, match="Column 'is_valid' has 'yes' in row 0"): tune_class(table, None, tmp_path, progress=False)
+
+
+# Tuning keeps what is somebody's
+
+def discs(n=40) -> tuple:
+    "Discs that differ in brightness, of two classes; as a catalog and a cache"
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32] - 15.5
+    label = np.arange(n) % 2
+    pixels = np.exp(-(x**2 + y**2) / 60) * (80 + 100 * label)[:, None, None] + rng.uniform(0, 20, (n, 32, 32))
+    images = torch.tensor(pixels.astype(np.uint8))[:, None].repeat(1, 3, 1, 1)
+    catalog = pd.DataFrame(dict(id_str=[f"g{i}" for i in range(n)], label=label))
+    return catalog, load_pixels(ArrayImages(catalog.id_str, images), View(32), progress=False)
+
+
+SHORT = dict(weights="test_resnet", epochs=1, device="cpu")
+
+
+@pytest.fixture
+def untaught(monkeypatch):
+    "Whether training began: it must not"
+    def refused(*args, **kwargs): raise AssertionError("training began")
+    monkeypatch.setattr(finetune, "_tune", refused)
+
+
+def test_tuning_replaces_what_was_tuned_and_nothing_else(tmp_path, request):
+    catalog, cache = discs()
+    for seed in (0, 1): tuned = tune_class(catalog, cache, tmp_path, seed=seed, progress=False, view=View(32), **SHORT)
+    assert tuned.info["metrics"]["prevalence"] == .5
+    save_weights(tuned.model, tmp_path / "votes" / "weights", View(32), get_schema("rings"))
+    (tmp_path / "theirs" / "weights").mkdir(parents=True)
+    (tmp_path / "theirs" / "weights" / "notes.txt").write_text("mine")
+    request.getfixturevalue("untaught")
+    for name, message in (("votes", "holds a network that tells no class"), ("theirs", "holds notes.txt")):
+        before = {file: file.read_bytes() for file in (tmp_path / name).rglob("*") if file.is_file()}
+        with pytest.raises(InputError, match=message): tune_class(catalog, cache, tmp_path / name, progress=False, view=View(32), **SHORT)
+        assert {file: file.read_bytes() for file in (tmp_path / name).rglob("*") if file.is_file()} == before
+
+
+def test_the_prevalence_is_that_of_all_labels(tmp_path):
+    catalog, cache = discs()
+    catalog = catalog.assign(is_valid=(np.arange(40) < 9) | (catalog.label == 1) & (np.arange(40) < 20))   # few of the class teach
+    assert tune_class(catalog, cache, tmp_path, progress=False, view=View(32), **SHORT).info["metrics"]["prevalence"] == .5
+
+
+def test_both_kinds_must_validate(tmp_path, untaught):
+    catalog, cache = discs()
+    with pytest.raises(InputError, match="0 of the 10 galaxies that validate are of the class: both kinds"):
+        tune_class(catalog.assign(split=np.where(np.arange(40) % 4 == 0, "valid", "train")), cache, tmp_path, progress=False, view=View(32), **SHORT)
+
+
+def test_no_galaxy_is_judged_by_the_picture_of_another():
+    catalog, cache = discs()
+    part = load_pixels(ArrayImages(cache.ids[1:], cache.pixels[1:].clone()), View(32), progress=False)
+    arm = tuned_arm(catalog, part, "label", **SHORT)
+    with pytest.raises(InputError, match="1 galaxies have no usable picture, the first 'g0'"): arm(np.arange(2, 40), np.array([1, 0]), 0)
+
+
+def test_a_size_counts_once(sky):
+    x, ring = sky
+    rows = pick_labels(ring, 30, 30)
+    curve = learning_curve(dict(ours=x[rows]), ring[rows], sizes=(10, 11, 42, None), repeats=3)
+    assert curve.labels.tolist() == [10, 42] and set(curve.repeats) == {3}
+
+
+@pytest.mark.parametrize("column, change, message", [
+    ("bar-dr5_no", [-9, 9], "bar-dr5_no of 'a' is -9.0: votes are whole numbers"),
+    ("bar-dr5_no", ["many", "9"], "'bar-dr5_no' holds .*, not numbers of votes"), ("bar-dr5_no", None, "no column 'bar-dr5_no'")])
+def test_labels_are_made_of_votes_alone(column, change, message):
+    table = pd.DataFrame({"id_str": ["a", "b"], "bar-dr5_strong": [15, 1], "bar-dr5_weak": [16, 2], "bar-dr5_no": [9, 9]})
+    table = table.drop(columns=column) if change is None else table.assign(**{column: change})
+    with pytest.raises(InputError, match=message): labels_from_votes(table, "bar-dr5_weak", above=.5, below=.3, schema="dr5")

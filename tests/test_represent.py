@@ -39,7 +39,7 @@ from gz_nbdev.represent import (
 )
 from gz_nbdev.schema import InputError
 from gz_nbdev.search import GalaxyIndex
-from gz_nbdev.store import Store, note_file
+from gz_nbdev.store import Store, note_file, read_meta
 
 SMALL = View(16)
 CPU = torch.device("cpu")
@@ -542,6 +542,31 @@ def test_published_files_that_cannot_be_used(tmp_path, change, message):
     assert not (tmp_path / "out").exists() or not len(Store(tmp_path / "out"))
 
 
+def test_positions_are_those_of_the_same_galaxies(tmp_path):
+    path, ids, *_ = published(tmp_path, "plain")
+    store, wide = read_wide(path, tmp_path / "store"), tmp_path / "wide.parquet"
+    catalog = pd.DataFrame(dict(id_str=ids, ra=np.arange(len(ids)) * 1., dec=2.))
+    with pytest.raises(InputError, match="no galaxy in common: .* there, 'h0' here"):
+        write_wide(store, wide, "desi", catalog.assign(id_str=[f"h{i}" for i in range(len(ids))]))
+    assert not wide.exists()
+    with pytest.warns(UserWarning, match=f"2 of {len(ids)} galaxies are not in the catalog: their ra, dec stay blank"):
+        write_wide(store, wide, "desi", catalog[2:])
+    assert pd.read_parquet(wide).set_index("id_str").ra.isna().sum() == 2
+    numbers = pd.DataFrame(dict(id_str=[str(i) for i in range(5)])).assign(**{f"feat_{i}": 1. * i for i in range(3)})
+    numbers.to_parquet(tmp_path / "numbers.parquet")
+    store = read_wide(tmp_path / "numbers.parquet", tmp_path / "numbers")
+    write_wide(store, wide, "desi", pd.DataFrame(dict(id_str=range(5), ra=np.arange(5.), dec=2.)))   # ids as numbers are ids too
+    assert pd.read_parquet(wide).ra.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_a_table_says_of_itself_may_be_damaged(tmp_path):
+    path, *_ = published(tmp_path, "plain")
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"gz_nbdev": "{torn"}), path)
+    for call in (lambda: read_wide(path, tmp_path / "o"), lambda: read_meta(path)):
+        with pytest.raises(InputError, match="'gz_nbdev', is damaged"): call()
+
+
 def test_files_that_are_no_such_tables(tmp_path):
     path, ids, features, table = published(tmp_path, "plain")
     content = path.read_bytes()
@@ -556,7 +581,7 @@ def test_files_that_are_no_such_tables(tmp_path):
     with pytest.raises(InputError, match="No form is called 'dcals'"): write_wide(store, tmp_path / "w", "dcals")
     with pytest.raises(InputError, match="has the columns ra, dec"): write_wide(store, tmp_path / "w", "desi")
     catalog = pd.DataFrame(dict(id_str=["a", "a"], ra=1., dec=2.))
-    with pytest.raises(InputError, match="'a' twice"): write_wide(store, tmp_path / "w", "desi", catalog)
+    with pytest.raises(InputError, match="more than once \\('a'\\)"): write_wide(store, tmp_path / "w", "desi", catalog)
     with pytest.raises(InputError, match="has no column 'dec'"):
         write_wide(store, tmp_path / "w", "desi", catalog.drop(columns="dec"))
     (tmp_path / "w").write_text("mine")

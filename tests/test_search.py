@@ -199,6 +199,15 @@ def test_picture_finds_itself(survey):
     with pytest.raises(InputError, match="512 numbers a galaxy"): wide.by_picture(weights, source)
 
 
+def test_of_close_results_to_a_picture_the_better_is_shown(survey):
+    source, weights, _, store = survey
+    places = pd.DataFrame(dict(id_str=[f"S{i}" for i in range(12)], ra=np.arange(12.) // 2, dec=0.))   # always two together
+    index, query = GalaxyIndex(store, places, device="cpu"), ArrayImages(["x"], source.images[4:5])
+    assert len(index.by_picture(weights, query, 11)) == 11 and len(index.by_picture(weights, query, 11, min_separation=5)) == 6
+    asked = dict(pictures=query, weights=weights, k=11, catalog=places, device="cpu")
+    assert len(search_table(store, **asked, min_separation=5)) == 6
+
+
 def test_a_picture_that_cannot_be_read_is_named(survey, tmp_path):
     _, weights, _, store = survey
     (tmp_path / "half.jpg").write_bytes(b"\xff\xd8\xff")
