@@ -936,9 +936,11 @@ def draw_votes(
     columns, pad = schema.columns, -len(expected) % BLOCK
     m, a = np.pad(expected, ((0, pad), (0, 0)), constant_values=.5), np.pad(agreement, (0, pad), constant_values=1.)
     fractions, votes = np.zeros(m.shape), np.zeros(m.shape, dtype=np.int64)
+    def depth(numbered): return max(map(len, schema._ways(numbered[1])))
+    parents_first = sorted(enumerate(schema.questions), key=depth)   # as a schema may list them in any order
     for start in range(0, len(m), BLOCK):  # whole blocks: a longer survey begins with the shorter
         rows = slice(start, start + BLOCK)
-        for number, question in enumerate(schema.questions):
+        for number, question in parents_first:
             rng, casts = (np.random.default_rng([seed, start // BLOCK, 1 + k, number]) for k in (0, 1))
             p = rng.standard_gamma(a[rows, None] * m[rows, question.slice]) + 1e-9
             p = p / p.sum(-1, keepdims=True)

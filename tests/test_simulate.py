@@ -3,6 +3,7 @@ import errno
 import math
 import os
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -408,6 +409,18 @@ def test_unwritable_root(tmp_path):
                                         (dict(preset="decal"), "did you mean"), (dict(schema="dr55"), "did you mean")])
 def test_wrong_arguments(wrong, says):
     with pytest.raises(InputError, match=says): simulate_survey(**{"n": 2, "progress": False} | wrong)
+
+
+def test_a_question_that_is_listed_before_its_parent_is_asked():
+    "Any order of the lines is the same tree; two parents of different depth too"
+    lines = ["disc: yes, no", "bar: yes, no <- disc_yes", "odd: yes, no <- bar_yes or disc_no"]
+    for order in permutations(lines):
+        schema = Schema.from_text("\n".join(order), "mine")
+        _, votes = draw_votes(np.full((300, 6), .5), np.full(300, 20.), schema)
+        of = dict(zip(schema.columns, votes.T))
+        assert (of["disc_yes"] + of["disc_no"] == 40).all() and of["bar_yes"].any()
+        assert (of["bar_yes"] + of["bar_no"] == of["disc_yes"]).all()
+        assert (of["odd_yes"] + of["odd_no"] == of["bar_yes"] + of["disc_no"]).all()
 
 
 @pytest.mark.parametrize("preset", list(CAMERAS))
