@@ -45,7 +45,7 @@ from .schema import PALETTE, InputError, near_names
 from .store import atomic_write
 from .simulate import Population, draw_galaxies, take_pictures
 from .data import ArrayImages, _show_galaxy, _text_ids, _truth
-from .metrics import bootstrap, rank_weighted_score, ranking_metrics
+from .metrics import _expected_finds, bootstrap, rank_weighted_score, ranking_metrics
 from .models import Weights, load_weights
 from .represent import represent
 from .finetune import FewLabelClassifier, checked_features, encoder_of, fit_class
@@ -229,7 +229,7 @@ def _judges(galaxies: int, shares) -> dict:   # name: function of labels and sco
     judges = dict(roc_auc=roc_auc_score)
     for share in shares:
         n = max(1, round(share * galaxies))
-        judges[f"recall_{100 * share:g}%"] = lambda y, s, n=n: y[np.argsort(-s, kind="stable")[:n]].sum() / y.sum()
+        judges[f"recall_{100 * share:g}%"] = lambda y, s, n=n: _expected_finds(y, s)[:n].sum() / y.sum()
         judges[f"rws_{100 * share:g}%"] = lambda y, s, n=n: rank_weighted_score(y, s, n)
     return judges
 
@@ -660,9 +660,10 @@ def simulated_person(
 def _judge_round(search, truth, top) -> dict:
     "How good the ranking is after a round"
     table = search.scores()
-    left, first = table.label.isna().to_numpy(), np.argsort(-table.score.to_numpy(), kind="stable")[:top]
+    left = table.label.isna().to_numpy()
     unseen = average_precision_score(truth[left], table.score[left]) if truth[left].any() else np.nan
-    return dict(labels=len(search), found=int(truth[~left].sum()), top_share=truth[first].mean(),
+    return dict(labels=len(search), found=int(truth[~left].sum()),
+                top_share=_expected_finds(truth, table.score)[:top].mean(),
                 average_precision=average_precision_score(truth, table.score), unseen_average_precision=unseen)
 
 def simulate_search(

@@ -603,10 +603,10 @@ def open_galaxies(
 
 # %% ../nbs/98_cli.ipynb #240a547d
 def _practice(out, galaxies, schema, seed, device) -> Path:
-    "The table of a simulated survey, drawn once"
-    table = out / "survey" / "catalog.parquet"
-    if not table.exists(): simulate_survey(galaxies, size=144, seed=seed, schema=schema or "dr5", root=table.parent, device=device)
-    return table
+    "The table of a simulated survey; what is there of it is not drawn again"
+    root = out / "survey"
+    simulate_survey(galaxies, size=144, seed=seed, schema=schema or "dr5", root=root, device=device)
+    return root / "catalog.parquet"
 
 def _view(weights, size, crop, greyscale) -> View:
     "How pictures are shown: as the weights were taught, but for what was asked"

@@ -28,7 +28,7 @@ from sklearn.decomposition import PCA
 
 from .schema import PALETTE, InputError, near_names
 from .catalog import FORMATS, _count, _header, _shown, match_ids, read_table
-from .metrics import bootstrap, rank_weighted_score, ranking_metrics
+from .metrics import _expected_finds, bootstrap, rank_weighted_score, ranking_metrics
 from .predict import _same_threads
 from .represent import _umap
 from .gan import weighted_score
@@ -751,7 +751,7 @@ def plot_ranking(
     listed, base = np.arange(1, len(label) + 1), label.mean()
     for (name, score), colour in zip(scores.items(), PALETTE):
         name_and_auc = f"{name}: AUC {auc_interval(label, score)[0]:.2f}"
-        hits = label[np.argsort(-np.asarray(score), kind="stable")].cumsum()
+        hits = _expected_finds(label, score).cumsum()
         left.plot((listed - hits) / (~label).sum(), hits / label.sum(), color=colour, lw=1.4, label=name_and_auc)
         right.plot(listed[4:], (hits / listed)[4:], color=colour, lw=1.4)   # fewer than five are no share
         if name == scores.columns[0]:

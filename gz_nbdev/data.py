@@ -1294,27 +1294,31 @@ def _cell(picture) -> dict:   # as the hub stores a picture
         picture = out.getvalue()
     return dict(bytes=picture, path=None)
 
-def _features(catalog: pd.DataFrame):
-    "What the columns of a hub data set hold: votes are int32, everything else is what it is"
+def _simple(kind):
+    "An arrow type as a hub data set has it: categories as their values, text of one kind"
+    if pa.types.is_dictionary(kind): kind = kind.value_type
+    return pa.string() if pa.types.is_large_string(kind) else kind
+
+def _hub_table(catalog: pd.DataFrame) -> tuple:   # pyarrow Table, Features
+    "The columns of a hub data set: votes are int32, 0 where they are blank; everything else is what it is"
     datasets = _datasets()
-    columns = pa.Table.from_pandas(catalog, preserve_index=False).schema
-    columns = pa.schema([f.with_type(pa.string()) if pa.types.is_large_string(f.type) else f for f in columns])
     votes = (read_catalog(catalog).attrs["schema"] or {}).get("questions", [])
-    votes = {f"{q['name']}_{answer}" for q in votes for answer in q["answers"]}
-    kinds = dict(datasets.Features.from_arrow_schema(columns))
-    return datasets.Features({"image": datasets.Image()} | {
-        name: datasets.Value("int32") if name in votes else kind for name, kind in kinds.items()})
+    votes = [f"{q['name']}_{answer}" for q in votes for answer in q["answers"]]
+    table = pa.Table.from_pandas(catalog.fillna(dict.fromkeys(votes, 0)), preserve_index=False)
+    kinds = pa.schema([(f.name, pa.int32() if f.name in votes else _simple(f.type)) for f in table.schema])
+    features = datasets.Features({"image": datasets.Image(), **datasets.Features.from_arrow_schema(kinds)})
+    return table.cast(kinds), features
 
 # %% ../nbs/20_data.ipynb #bb36c60a
-def _write_shard(file: Path, catalog, source, rows, features) -> list:   # (id_str, reason) of those left out
+def _write_shard(file: Path, table: pa.Table, source, rows, features) -> list:   # (id_str, reason) of those left out
     "One parquet file of pictures and columns"
     cells, failures, good = [], [], []
     for row, place in rows:
         try: cells.append(_cell(source.read(place)))
-        except ImageError as e: failures.append((catalog["id_str"].iloc[row], str(e)))
+        except ImageError as e: failures.append((table["id_str"][row].as_py(), str(e)))
         else: good.append(row)
-    columns = catalog.iloc[good].to_dict("list")
-    table = pa.table({"image": cells, **{name: list(columns[name]) for name in columns}}, schema=features.arrow_schema)
+    table, schema = table.take(pa.array(good, pa.int64())), features.arrow_schema
+    table = table.add_column(0, "image", pa.array(cells, schema.field("image").type)).cast(schema)
     pq.write_table(table, out := BytesIO(), row_group_size=100, write_page_checksum=True)
     atomic_write(file, out.getvalue())
     return failures
@@ -1333,6 +1337,17 @@ def _card_text(title: str, licence: str, conditions: str, features, rows: dict) 
     return f"---\n{data}\n---\n\n# {title}\n\n- **License:** {licence}. {conditions}\n"
 
 # %% ../nbs/20_data.ipynb #600d3147
+def _parts(catalog: pd.DataFrame) -> dict:   # name of a split: rows
+    "The rows of each split, all of them `train` where the catalog does not say"
+    if "split" not in catalog: return {"train": list(range(len(catalog)))}
+    split = catalog["split"]
+    if (blank := split.isna().to_numpy()).any():
+        raise InputError(f"{catalog['id_str'].iloc[blank.argmax()]!r} has no split: fill the column, or leave it out")
+    names = split.astype(str).to_numpy()
+    wrong = next((name for name in names if not re.fullmatch(r"\w+", name)), None)
+    if wrong is not None: raise InputError(f"A split is named by letters and digits, not {wrong!r}")
+    return {name: np.flatnonzero(names == name).tolist() for name in dict.fromkeys(names.tolist())}
+
 def write_hub_folder(
     catalog: pd.DataFrame,   # `id_str`, votes and whatever else belongs to a galaxy; a column `split` parts it
     source,                  # pictures; joined by id
@@ -1345,23 +1360,22 @@ def write_hub_folder(
     "Write pictures and votes in the form of a hub data set, ready to be uploaded"
     folder, places = Path(folder), {id: i for i, id in enumerate(source.ids)}
     _need_columns(catalog, ["id_str"], "The catalog")
-    _text_ids(catalog["id_str"], "The catalog")
-    if (folder/"README.md").exists(): raise InputError(f"{folder} holds a data set already: give a new folder")
-    (folder/"data").mkdir(parents=True, exist_ok=True)
-    split = catalog["split"].astype(str) if "split" in catalog else pd.Series("train", catalog.index)
-    catalog = catalog.drop(columns=["split", "file_loc"], errors="ignore")
-    features, rows, failures = _features(catalog), {}, []
-    for name in split.unique():
-        if not re.fullmatch(r"\w+", name): raise InputError(f"A split is named by letters and digits, not {name!r}")
-        mine = np.flatnonzero(split == name).tolist()
-        shards = list(chunked(mine, shard_size))
+    ids, unfinished = _text_ids(catalog["id_str"], "The catalog"), folder/".unfinished"
+    if (folder/"README.md").exists() or (folder/"data").exists():
+        raise InputError(f"{folder} holds a data set already (README.md, data): give a new folder")
+    parts, rows, failures = _parts(catalog), {}, []
+    table, features = _hub_table(catalog.assign(id_str=ids).drop(columns=["split", "file_loc"], errors="ignore"))
+    shutil.rmtree(unfinished, ignore_errors=True)   # of a run that was stopped: its shards may be others
+    unfinished.mkdir(parents=True)
+    for name, mine in parts.items():
+        shards, before = list(chunked(mine, shard_size)), len(failures)
         for k, shard in enumerate(shards):
-            missing = [catalog["id_str"].iloc[row] for row in shard if catalog["id_str"].iloc[row] not in places]
-            failures += [(id, "missing: the source has no such id") for id in missing]
-            wanted = [(row, places[id]) for row in shard if (id := catalog["id_str"].iloc[row]) in places]
-            file = folder/f"data/{name}-{k:05d}-of-{len(shards):05d}.parquet"
-            failures += _write_shard(file, catalog, source, wanted, features)
-        rows[name] = len(mine) - len(set(catalog["id_str"].iloc[mine]) & {id for id, _ in failures})
+            failures += [(ids[row], "missing: the source has no such id") for row in shard if ids[row] not in places]
+            wanted = [(row, places[ids[row]]) for row in shard if ids[row] in places]
+            file = unfinished/f"{name}-{k:05d}-of-{len(shards):05d}.parquet"
+            failures += _write_shard(file, table, source, wanted, features)
+        rows[name] = len(mine) - len(failures) + before
+    unfinished.rename(folder/"data")
     atomic_write(folder/"README.md", _card_text(title, licence, conditions, features, rows))
     return pd.DataFrame(failures, columns=["id_str", "reason"])
 

@@ -88,6 +88,15 @@ def confident_accuracy(
         rows[q.name] = (sure.sum(), right.mean(), np.bincount(said).max() / sure.sum())
     return pd.DataFrame.from_dict(rows, orient="index", columns=["galaxies", "accuracy", "commonest"])
 
+# %% ../nbs/32_metrics.ipynb #b40c7d93
+def _expected_finds(label, score) -> np.ndarray:   # (galaxies,) 0 to 1, the highest score first
+    "Finds expected at each place of the list: the label, or where scores are equal the mean of their labels"
+    order = np.argsort(-np.asarray(score, float), kind="stable")
+    label, score = np.asarray(label, float)[order], np.asarray(score, float)[order]
+    starts = np.append(0, np.flatnonzero(score[1:] != score[:-1]) + 1)
+    sizes = np.diff(starts, append=len(score))
+    return np.repeat(np.add.reduceat(label, starts) / sizes, sizes)
+
 # %% ../nbs/32_metrics.ipynb #34fa630f
 def rank_weighted_score(
     label,    # (galaxies,) true where the galaxy is of the class
@@ -96,8 +105,7 @@ def rank_weighted_score(
 ) -> float:   # 0 to 1; 1 when the first `n` are all of the class
     "Share of the weight n, n-1, ..., 1 of the first `n` places that falls on finds (Lochner & Bassett 2021)"
     n = min(n, len(label))
-    found = np.asarray(label, bool)[np.argsort(-np.asarray(score), kind="stable")[:n]]
-    return float((found * np.arange(n, 0, -1)).sum() / (n * (n + 1) / 2))
+    return float(_expected_finds(label, score)[:n] @ np.arange(n, 0, -1) / (n * (n + 1) / 2))
 
 # %% ../nbs/32_metrics.ipynb #aec7315f
 def ranking_metrics(
@@ -105,7 +113,7 @@ def ranking_metrics(
     score,         # (galaxies,) higher means more likely
     n: int = 50,   # length of the list that a person reads
 ) -> dict:         # galaxies, positives, base_rate, roc_auc, average_precision, precision, recall, lift, rank_weighted
-    "How well `score` puts the class first: over the whole list, and in the first `n`"
+    "How well `score` puts the class first, over the whole list and in the first `n`; ties as the mean of all orders"
     label, score = np.asarray(label, bool), np.asarray(score, float)
     if len(label) != len(score):
         raise InputError(f"{len(label)} labels for {len(score)} scores: one is needed for each galaxy")
@@ -115,7 +123,7 @@ def ranking_metrics(
     if label.all() or not label.any():
         raise InputError(f"all {len(label)} galaxies have the same label: a ranking needs some of the class, some not")
     n = min(n, len(label))
-    top = label[np.argsort(-score, kind="stable")[:n]]
+    top = _expected_finds(label, score)[:n]
     return dict(galaxies=len(label), positives=int(label.sum()), base_rate=label.mean(),
                 roc_auc=roc_auc_score(label, score), average_precision=average_precision_score(label, score),
                 precision=top.mean(), recall=top.sum() / label.sum(), lift=top.mean() / label.mean(),
@@ -151,10 +159,10 @@ def calibration_error(
     probability,    # (galaxies,) of being of the class, 0 to 1
     bins: int = 5,  # of equal number of galaxies
 ) -> float:         # 0 (perfect) to 1
-    "Expected calibration error in bins of equal count (Naeini et al. 2015)"
-    label, probability = np.asarray(label, float), np.asarray(probability, float)
-    groups = np.array_split(np.argsort(probability, kind="stable"), bins)
-    return float(sum(len(g) * abs(label[g].mean() - probability[g].mean()) for g in groups if len(g)) / len(label))
+    "Expected calibration error in bins of equal count (Naeini et al. 2015); equal probabilities share their finds"
+    probability = np.asarray(probability, float)
+    groups = [np.array_split(x, bins) for x in (_expected_finds(label, -probability), np.sort(probability))]
+    return float(sum(len(y) * abs(y.mean() - p.mean()) for y, p in zip(*groups) if len(y)) / len(probability))
 
 # %% ../nbs/32_metrics.ipynb #1f40dc10
 def _sums(x, schema):    # (..., answers) -> (..., questions)

@@ -11,8 +11,10 @@ __all__ = ['CAMERAS', 'QUANTILES', 'STRONGEST', 'FACE_ON', 'UNEVENNESS', 'BLOCK'
 
 # %% ../nbs/15_simulate.ipynb #f3577a5f
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor
 
 # %% ../nbs/15_simulate.ipynb #f50be07f
 from .schema import InputError, Schema, get_schema, near_names
-from .store import read_meta, write_parquet
+from .store import _as_meta, _sync_folder, read_meta, write_parquet
 
 # %% ../nbs/15_simulate.ipynb #4ceb9187
 def _asinh(x):
@@ -934,9 +936,11 @@ def draw_votes(
     columns, pad = schema.columns, -len(expected) % BLOCK
     m, a = np.pad(expected, ((0, pad), (0, 0)), constant_values=.5), np.pad(agreement, (0, pad), constant_values=1.)
     fractions, votes = np.zeros(m.shape), np.zeros(m.shape, dtype=np.int64)
+    def depth(numbered): return max(map(len, schema._ways(numbered[1])))
+    parents_first = sorted(enumerate(schema.questions), key=depth)   # as a schema may list them in any order
     for start in range(0, len(m), BLOCK):  # whole blocks: a longer survey begins with the shorter
         rows = slice(start, start + BLOCK)
-        for number, question in enumerate(schema.questions):
+        for number, question in parents_first:
             rng, casts = (np.random.default_rng([seed, start // BLOCK, 1 + k, number]) for k in (0, 1))
             p = rng.standard_gamma(a[rows, None] * m[rows, question.slice]) + 1e-9
             p = p / p.sum(-1, keepdims=True)
@@ -967,20 +971,39 @@ def _tables(n, seed, schema, preset):
     return params, catalog, truth
 
 # %% ../nbs/15_simulate.ipynb #44ee5b37
-def _to_disk(picture, path):
-    "One picture as a JPEG, whole or not at all"
-    hidden = path.with_suffix(".part")
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(hidden, "JPEG", quality=90)
-    hidden.replace(path)
+def _is_drawn(path) -> bool:
+    "Whether a JPEG is there, up to the two bytes that end it"
+    try:
+        with open(path, "rb") as file:
+            file.seek(-2, os.SEEK_END)
+            return file.read() == b"\xff\xd9"
+    except OSError: return False
 
+def _to_disk(pictures, paths, root):
+    "Pictures as JPEGs: they get their names when the disk has all of them"
+    try:
+        with TemporaryDirectory(prefix=".new-", dir=root) as folder:
+            hidden = [Path(folder) / path.name for path in paths]
+            for picture, file in zip(pictures, hidden):
+                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=90)
+            for file in hidden:
+                with open(file, "rb+") as f: os.fsync(f.fileno())
+            for file, path in zip(hidden, paths): file.replace(path)
+        for folder in {path.parent for path in paths}: _sync_folder(folder)
+    except OSError as error:
+        raise InputError(f"Pictures cannot be written to {root}: {error.strerror or error}. Those that are there are "
+                         "whole; make room, and run the same again") from error
+
+# %% ../nbs/15_simulate.ipynb #8e41b6f2
 def _prepare(root, truth, catalog, settings):
     "Folders and the truth table; a folder that holds another survey is refused"
-    table = root / "truth.parquet"
+    table, wanted = root / "truth.parquet", _as_meta({"simulated": settings})
     if (root / "catalog.parquet").exists() and not table.exists():
         raise InputError(f"{root} holds a catalog that was not simulated: give an empty folder")
-    if table.exists() and read_meta(table).get("simulated") != settings:
-        raise InputError(f"{root} holds another survey ({read_meta(table).get('simulated')}), not {settings}: "
-                         "give an empty folder")
+    try: made = read_meta(table) if table.exists() else wanted
+    except (OSError, ValueError) as error:
+        raise InputError(f"{table} cannot be read ({error}): give an empty folder") from error
+    if made != wanted: raise InputError(f"{root} holds another survey ({made}), not {wanted}: give an empty folder")
     try:
         for folder in {(root / name).parent for name in catalog.file_loc}: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -1015,7 +1038,7 @@ def simulate_survey(
     _prepare(root, truth, catalog, settings)
     for i in batches:
         paths = [root / name for name in catalog.file_loc[i:i + 256]]
-        if all(path.exists() for path in paths): continue
-        for picture, path in zip(take_pictures(params[i:i + 256], size, preset, device), paths): _to_disk(picture, path)
+        if all(map(_is_drawn, paths)): continue
+        _to_disk(take_pictures(params[i:i + 256], size, preset, device), paths, root)
     write_parquet(root / "catalog.parquet", catalog, {"simulated": settings})
     return Survey(catalog, truth)

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import chunked, patch
 from fastcore.xdg import xdg_cache_home
+from filelock import FileLock
 
 from . import __version__
 from .catalog import Finding, Report, _one_value
@@ -761,7 +762,7 @@ def _is_whole(path: Path, promised: dict) -> bool:   # promised: size, and diges
 def _keep(part: Path, dest: Path, promised: dict) -> bool:
     "Give the file its name if it is what was promised, else delete it"
     if not _is_whole(part, promised):
-        part.unlink()
+        part.unlink(missing_ok=True)
         return False
     os.replace(part, dest)
     _sync_folder(dest.parent)
@@ -774,22 +775,19 @@ def _digits(sha256: str) -> str:
         raise InputError(f"A sha256 has 64 hexadecimal digits, {sha256!r} has not")
     return sha256.lower()
 
-def _get(url, dest: Path, promised: dict, retries, timeout, wait, progress) -> Path:
-    "`download` of a file of which any digest is known, and perhaps its size"
+def _first_digest(promised: dict) -> tuple:   # algorithm, hexadecimal digits
+    "One of the digests that are known"
+    return next((name, promised[name]) for name in promised if name != "size")
+
+def _get_all(url, part: Path, dest: Path, promised: dict, retries, timeout, wait, progress) -> Path:
+    "Attempt after attempt, until the file is there"
     from http.client import HTTPException
     from urllib.error import HTTPError
-    if not url.lower().startswith(("http://", "https://")): raise InputError(f"Not a web address: {url!r}")
-    if _is_whole(dest, promised): return dest
-    if offline(): raise InputError(f"{dest} is not here, or not whole, and this machine is offline (GZ_OFFLINE or "
-                                   f"HF_HUB_OFFLINE is set). Fetch {url} elsewhere, and put it there")
-    algorithm, digest = next((name, promised[name]) for name in promised if name != "size")
-    part = dest.with_name(f".{dest.name}.{digest[:12]}.part")
+    algorithm, digest = _first_digest(promised)
     earlier = part.exists()   # from an earlier call: it may be of another file
     for attempt in range(retries + 1):
         if attempt: time.sleep(wait * 2 ** (attempt - 1))
-        try:
-            dest.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(url, part, timeout, progress)
+        try: _fetch(url, part, timeout, progress)
         except HTTPError as e:
             if e.code not in _TRY_AGAIN:
                 raise InputError(f"{url} answers {e.code} {e.reason}: is the address right?") from e
@@ -810,6 +808,25 @@ def _get(url, dest: Path, promised: dict, retries, timeout, wait, progress) -> P
                      "call goes on")
 
 # %% ../nbs/10_store.ipynb #09f507de
+def _get(url, dest: Path, promised: dict, retries, timeout, wait, progress) -> Path:
+    "`download` of a file of which any digest is known, and perhaps its size; one job at a time"
+    if not url.lower().startswith(("http://", "https://")): raise InputError(f"Not a web address: {url!r}")
+    if _is_whole(dest, promised): return dest
+    if offline(): raise InputError(f"{dest} is not here, or not whole, and this machine is offline (GZ_OFFLINE or "
+                                   f"HF_HUB_OFFLINE is set). Fetch {url} elsewhere, and put it there")
+    part = dest.with_name(f".{dest.name}.{_first_digest(promised)[1][:12]}.part")
+    lock = part.with_suffix(".lock")
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock).acquire()
+    except OSError as e: raise InputError(f"{dest} cannot be written: {e.strerror}") from e
+    with held:
+        try:
+            if _is_whole(dest, promised): return dest   # another job had it meanwhile
+            return _get_all(url, part, dest, promised, retries, timeout, wait, progress)
+        finally:
+            if os.name == "posix": lock.unlink(missing_ok=True)   # elsewhere an open file cannot be deleted
+
 def download(
     url: str,               # http or https
     dest,                   # file to make

@@ -176,6 +176,23 @@ def test_report_at_shares():
     assert (more["recall_1%_lower90"] <= more["recall_1%_upper90"]).all()
 
 
+@pytest.mark.parametrize("rows", [slice(None), slice(None, None, -1)])
+def test_report_of_a_score_that_is_the_same_for_all(rows):
+    "Its order is that of the table, which may be sorted by class: it must not count"
+    label = np.arange(400)[rows] < 20
+    flat = anomaly_report(pd.DataFrame({"flat": np.ones(400)}), label, shares=(.05,)).loc["flat"]
+    np.testing.assert_allclose(flat[["recall_5%", "rws_5%", "precision"]].astype(float), .05)
+    np.testing.assert_allclose(flat[["recall_5%_lower90", "recall_5%_upper90"]].astype(float), .05)
+
+
+def test_a_round_whose_scores_are_equal_finds_what_chance_finds():
+    class Search:
+        def __len__(self): return 0
+        def scores(self): return pd.DataFrame({"score": np.ones(400), "label": np.nan})
+    truth = np.arange(400) < 20
+    for order in (truth, truth[::-1]): assert anomaly._judge_round(Search(), order, 40)["top_share"] == pytest.approx(.05)
+
+
 @pytest.mark.parametrize("label,said", [(np.where(np.arange(N) < 3, np.nan, ODD), "3 of 400 labels are blank"),
                                         (pd.array([None, *ODD[1:]], "boolean"), "1 of 400 labels are blank"),
                                         (ODD * .7, "row 380 is .*0.7"), (np.where(ODD, "yes", "no"), "true or false")])

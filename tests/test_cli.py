@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from gz_nbdev.cli import gz_check, gz_simulate, gz_tour, open_tour
+from gz_nbdev.cli import _practice, gz_check, gz_simulate, gz_tour, open_tour
 from gz_nbdev.models import load_weights
 from gz_nbdev.schema import InputError, get_schema
 from gz_nbdev.simulate import simulate_survey
@@ -181,3 +181,17 @@ def test_simulate_and_check(tmp_path, capsys):
 def test_settings_are_written_down(toured):
     settings = json.loads((toured / "tour.json").read_text())
     assert settings["seed"] == 0 and settings["label"] == "bar" and settings["votes"] is True
+
+
+def test_the_survey_to_practise_on_is_the_one_that_was_asked_for(tmp_path):
+    "An earlier one in the folder is gone on with or refused, but not given in its place"
+    ask = dict(galaxies=4, schema="", seed=0, device="cpu")
+    first = pd.read_parquet(_practice(tmp_path, **ask))
+    picture = tmp_path / "survey" / first.file_loc[0]
+    drawn = picture.stat().st_mtime_ns
+    pd.testing.assert_frame_equal(pd.read_parquet(_practice(tmp_path, **ask)), first)
+    assert picture.stat().st_mtime_ns == drawn, "what was there was drawn again"
+    more = pd.read_parquet(_practice(tmp_path, **ask | dict(galaxies=6)))
+    assert len(more) == 6 and more.id_str[:4].tolist() == first.id_str.tolist()
+    for other in (dict(seed=1), dict(schema="gz2")):
+        with pytest.raises(InputError, match="another survey"): _practice(tmp_path, **ask | other)

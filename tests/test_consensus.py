@@ -483,6 +483,13 @@ def test_weight_curve_ends_at_the_two_scores(project, votes):
     assert f"AUC {alone.roc_auc['image_score']:.2f}" in roc.get_lines()[1].get_label()
 
 
+def test_a_ranking_of_equal_scores_is_drawn_as_chance():
+    roc, head = plot_ranking(pd.DataFrame(dict(flat=np.ones(100))), np.repeat([1., 0.], [20, 80])).axes
+    x, y = roc.get_lines()[0].get_data()
+    np.testing.assert_allclose(x, y)
+    np.testing.assert_allclose(head.get_lines()[0].get_ydata(), .2)
+
+
 # --- sets and maps
 
 def test_percentile_sets():

@@ -234,6 +234,64 @@ def test_writing_leaves_out_what_cannot_be_read(desi, tmp_path):
         write_hub_folder(desi.catalog[:4], Jpegs(desi), tmp_path / "x", "T", "mit")
 
 
+@pytest.fixture
+def four():
+    "Four pictures, known by their brightness"
+    return ArrayImages(list("abcd"), torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 32, 32).clone())
+
+
+@pytest.mark.parametrize("shard_size", [2, 4])
+def test_blank_cells_are_written_as_blanks(four, tmp_path, shard_size):
+    table = pd.DataFrame({"id_str": list("abcd"), "note": ["x", np.nan, np.nan, np.nan], "z": [1., np.nan, 3., 4.],
+                          "n": pd.array([1, None, 3, 4], "Int64"), "kind": pd.Categorical(["u", None, "v", "u"]),
+                          "seen": pd.to_datetime(["2020-01-01", None, None, None]), "none": [np.nan] * 4,
+                          "ring_yes": [1, np.nan, 3, 0], "ring_no": [3., 2., np.nan, np.nan]})
+    assert not len(write_hub_folder(table, four, tmp_path / "x", "T", "cc0-1.0", shard_size=shard_size))
+    back = loaded(tmp_path / "x").table.to_pandas()
+    assert back.note.isna().tolist() == [False, True, True, True] and back.note[0] == "x"
+    assert back.z.isna().tolist() == [False, True, False, False] and back.n.isna().tolist() == [False, True, False, False]
+    assert back.seen[0] == pd.Timestamp("2020-01-01") and back.seen[1:].isna().all() and back.none.isna().all()
+    assert back.kind.fillna("").tolist() == ["u", "", "v", "u"]
+    assert back.ring_yes.tolist() == [1, 0, 3, 0] and back.ring_no.tolist() == [3, 2, 0, 0]   # nobody was asked
+    assert back.ring_yes.dtype == back.ring_no.dtype == np.int32
+
+
+def test_what_a_stopped_run_left_is_not_in_the_data_set(four, tmp_path):
+    class Broken(ArrayImages):
+        def read(self, i):
+            if i == 2: raise RuntimeError("the power went")
+            return super().read(i)
+    table, root = pd.DataFrame({"id_str": list("abcd")}), tmp_path / "x"
+    with pytest.raises(RuntimeError): write_hub_folder(table, Broken(four.ids, four.images), root, "T", "mit", shard_size=2)
+    write_hub_folder(table, four, root, "T", "mit")
+    assert loaded(root).ids == list("abcd")
+    assert sorted(str(p.relative_to(root)) for p in root.rglob("*")) == ["README.md", "data", "data/train-00000-of-00001.parquet"]
+
+
+def test_files_of_somebody_else_are_left_alone(four, tmp_path):
+    (tmp_path / "data").mkdir()
+    mine = tmp_path / "data" / "train-00000-of-00002.parquet"
+    mine.write_bytes(b"mine")
+    with pytest.raises(InputError, match="give a new folder"):
+        write_hub_folder(pd.DataFrame({"id_str": list("abcd")}), four, tmp_path, "T", "mit")
+    assert mine.read_bytes() == b"mine" and [p.name for p in tmp_path.rglob("*")] == ["data", mine.name]
+
+
+def test_ids_that_are_whole_numbers_find_their_pictures(four, tmp_path):
+    source = ArrayImages([11, 12, 13, 14], four.images)
+    assert not len(write_hub_folder(pd.DataFrame({"id_str": [14, 11]}), source, tmp_path / "x", "T", "mit"))
+    back = loaded(tmp_path / "x")
+    assert back.ids == ["14", "11"] and decode(back.read(0), VIEW).unique().tolist() == [3]
+
+
+def test_every_galaxy_needs_a_split(four, tmp_path):
+    table = pd.DataFrame({"id_str": list("abcd"), "split": ["train", np.nan, "test", "test"]})
+    with pytest.raises(InputError, match="'b' has no split"): write_hub_folder(table, four, tmp_path / "x", "T", "mit")
+    with pytest.raises(InputError, match="letters and digits, not 'a/b'"):
+        write_hub_folder(table.assign(split=["train", "train", "train", "a/b"]), four, tmp_path / "x", "T", "mit")
+    assert not (tmp_path / "x").exists()
+
+
 # ---- streams
 
 def test_a_stream_has_no_length_and_grows(desi):

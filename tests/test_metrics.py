@@ -1,5 +1,6 @@
 "Scores of votes, calibration and rankings, held against SciPy and against simulations whose truth is known"
 import warnings
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -448,6 +449,32 @@ def test_rankings():
     with pytest.raises(InputError, match="one is needed for each galaxy"): ranking_metrics(label, score[1:])
     with pytest.raises(InputError, match="not finite"): ranking_metrics([0, 1], [np.nan, 1])
     with pytest.raises(InputError, match="same label"): ranking_metrics([1, 1], [0, 1])
+
+
+def test_tied_scores_count_as_the_mean_over_all_their_orders():
+    "By brute force: every order in which equal scores can stand"
+    label, score = np.array([1, 0, 0, 1, 1, 0, 0]), np.array([9, 5, 5, 5, 2, 2, 1])
+    orders = [[0, *a, *b, 6] for a in permutations([1, 2, 3]) for b in permutations([4, 5])]
+    rng = np.random.default_rng(0)
+    for n in range(1, 8):
+        lists, weights = [label[order][:n] for order in orders], np.arange(n, 0, -1)
+        for rows in (np.arange(7), np.arange(7)[::-1], rng.permutation(7)):
+            found = ranking_metrics(label[rows], score[rows], n)
+            assert found["precision"] == pytest.approx(np.mean([x.mean() for x in lists]))
+            assert found["recall"] == pytest.approx(np.mean([x.sum() for x in lists]) / 3)
+            assert found["lift"] == pytest.approx(found["precision"] * 7 / 3)
+            assert found["rank_weighted"] == pytest.approx(np.mean([x @ weights for x in lists]) / weights.sum())
+
+
+def test_a_score_that_says_nothing_is_chance():
+    found = ranking_metrics([1] * 50 + [0] * 50, np.ones(100))
+    assert found["precision"] == found["recall"] == found["rank_weighted"] == found["roc_auc"] == .5 and found["lift"] == 1
+
+
+def test_calibration_does_not_depend_on_the_order_of_equal_probabilities():
+    label = np.arange(100) < 50
+    assert calibration_error(label, np.full(100, .5)) == calibration_error(label[::-1], np.full(100, .5)) == 0
+    assert calibration_error(label, np.full(100, .7)) == pytest.approx(.2)
 
 
 def test_bootstrap():

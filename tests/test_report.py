@@ -322,6 +322,17 @@ def by_strength() -> Figure: return plot_auc_by_strength(LABEL, SCORE, STRENGTH,
 def precision() -> Figure: return plot_precision(dict(score=SCORE, other=-SCORE), LABEL, draws=50)
 
 
+def test_precision_of_equal_scores_is_the_base_rate():
+    "And its band is that of the galaxies drawn, wherever they stand in the table"
+    label = np.arange(400) < 100
+    for order in (slice(None), slice(None, None, -1)):
+        fig = plot_precision(dict(flat=np.ones(400)), label[order], draws=100)
+        (ax,) = fig.axes
+        np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), .25)
+        low, high = np.quantile(ax.collections[0].get_paths()[0].vertices[1:-1, 1], [.1, .9])
+        assert .2 < low < .23 and .27 < high < .3
+
+
 def said(fig: Figure) -> str:
     "Every word of a figure"
     fig.draw_without_rendering()

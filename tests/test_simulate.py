@@ -1,12 +1,17 @@
 "The simulated survey, held against astropy, lenstronomy, theory, and its own promises"
+import errno
 import math
+import os
+from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
-from gz_nbdev import simulate
+from gz_nbdev import simulate, store
 from gz_nbdev.schema import InputError, Schema, get_schema, schema_names
 from gz_nbdev.simulate import (CAMERAS, FACE_ON, UNEVENNESS, compose_decals, deflect, draw_galaxies, draw_votes, render, sersic,
                                simulate_survey, take_pictures, vote_model)
@@ -320,6 +325,73 @@ def test_a_stopped_run_goes_on(tmp_path):
     assert [p.read_bytes() for p in paths] == before and (tmp_path / "catalog.parquet").exists()
 
 
+def test_what_a_power_cut_left_of_a_picture_is_drawn_again(tmp_path):
+    whole = simulate_survey(n=6, size=48, root=tmp_path, progress=False)
+    paths = [tmp_path / name for name in whole.catalog.file_loc]
+    before = [p.read_bytes() for p in paths]
+    for path, left in zip(paths, (b"", b"\xff", before[2][:300], bytes(len(before[3])))): path.write_bytes(left)
+    (tmp_path / "catalog.parquet").unlink()
+    simulate_survey(n=6, size=48, root=tmp_path, progress=False)
+    assert [p.read_bytes() for p in paths] == before
+
+
+def test_the_disk_has_every_picture_before_there_is_a_catalog(tmp_path, monkeypatch):
+    synced, really = set(), os.fsync
+    def fsync(handle):
+        if not any(tmp_path.rglob("catalog.parquet")): synced.add(os.fstat(handle).st_ino)
+        really(handle)
+    monkeypatch.setattr(os, "fsync", fsync)
+    survey = simulate_survey(n=6, size=48, root=tmp_path, progress=False)
+    paths = [tmp_path / name for name in survey.catalog.file_loc]
+    assert {p.stat().st_ino for p in [*paths, paths[0].parent]} <= synced
+
+
+def test_a_full_disk_while_pictures_are_written(tmp_path, monkeypatch):
+    save, names = Image.Image.save, []
+    def full(self, file, *args, **kwargs):
+        names.append(file)
+        if len(names) > 2: raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, file, *args, **kwargs)
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(InputError, match="No space left on device"): simulate_survey(n=6, size=48, root=tmp_path, progress=False)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["truth.parquet"]   # nothing half written
+    monkeypatch.undo()
+    assert all((tmp_path / name).exists() for name in simulate_survey(n=6, size=48, root=tmp_path, progress=False).catalog.file_loc)
+
+
+def test_two_jobs_on_one_survey_write_under_names_of_their_own(tmp_path, monkeypatch):
+    names, save = [], Image.Image.save
+    def noted(self, file, *args, **kwargs):
+        names.append(str(file))
+        return save(self, file, *args, **kwargs)
+    monkeypatch.setattr(Image.Image, "save", noted)
+    for _ in range(2):
+        survey = simulate_survey(n=2, size=48, root=tmp_path, progress=False)
+        for name in survey.catalog.file_loc: (tmp_path / name).unlink()
+    assert len(names) == len(set(names)) == 4
+
+
+def test_a_survey_of_another_version_is_refused(tmp_path, monkeypatch):
+    "Its simulator may draw other galaxies: their pictures would stay beside the new truth"
+    simulate_survey(n=2, size=48, root=tmp_path, progress=False)
+    monkeypatch.setattr(store, "__version__", "9.9")
+    with pytest.raises(InputError, match="'version': '9.9'"): simulate_survey(n=2, size=48, root=tmp_path, progress=False)
+
+
+def test_a_truth_that_cannot_be_read(tmp_path):
+    for left in (b"", b"PAR1 cut"):
+        (tmp_path / "truth.parquet").write_bytes(left)
+        with pytest.raises(InputError, match="truth.parquet cannot be read"):
+            simulate_survey(n=2, size=48, root=tmp_path, progress=False)
+
+
+def test_a_camera_of_ones_own_goes_on(tmp_path):
+    mine = replace(CAMERAS["decals"], name="mine", native=.3)
+    for _ in range(2): simulate_survey(n=2, size=48, root=tmp_path, preset=mine, progress=False)
+    with pytest.raises(InputError, match="another survey"):
+        simulate_survey(n=2, size=48, root=tmp_path, preset=replace(mine, native=.4), progress=False)
+
+
 @pytest.mark.parametrize("other", [dict(seed=1), dict(size=64), dict(schema="dr8"), dict(preset="hsc")])
 def test_two_surveys_never_share_a_folder(tmp_path, other):
     simulate_survey(n=2, size=48, root=tmp_path, progress=False)
@@ -337,6 +409,18 @@ def test_unwritable_root(tmp_path):
                                         (dict(preset="decal"), "did you mean"), (dict(schema="dr55"), "did you mean")])
 def test_wrong_arguments(wrong, says):
     with pytest.raises(InputError, match=says): simulate_survey(**{"n": 2, "progress": False} | wrong)
+
+
+def test_a_question_that_is_listed_before_its_parent_is_asked():
+    "Any order of the lines is the same tree; two parents of different depth too"
+    lines = ["disc: yes, no", "bar: yes, no <- disc_yes", "odd: yes, no <- bar_yes or disc_no"]
+    for order in permutations(lines):
+        schema = Schema.from_text("\n".join(order), "mine")
+        _, votes = draw_votes(np.full((300, 6), .5), np.full(300, 20.), schema)
+        of = dict(zip(schema.columns, votes.T))
+        assert (of["disc_yes"] + of["disc_no"] == 40).all() and of["bar_yes"].any()
+        assert (of["bar_yes"] + of["bar_no"] == of["disc_yes"]).all()
+        assert (of["odd_yes"] + of["odd_no"] == of["bar_yes"] + of["disc_no"]).all()
 
 
 @pytest.mark.parametrize("preset", list(CAMERAS))

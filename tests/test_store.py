@@ -537,7 +537,11 @@ def serve():
                 self.send_response(206 if begin else 200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body[:15_000] if step == "cut" else body)
+                self.wfile.write(body[:15_000])
+                if isinstance(step, threading.Event):
+                    step.wait(20)
+                if step != "cut":
+                    self.wfile.write(body[15_000:])
 
             def log_message(self, *args):
                 pass
@@ -591,6 +595,52 @@ def test_f25_a_wrong_beginning_from_an_earlier_call_is_thrown_away(tmp_path, ser
     (tmp_path / f".file.{SHA[:12]}.part").write_bytes(b"x" * 100)
     url, asked = serve("good")
     assert get(url, tmp_path / "file").read_bytes() == PAYLOAD and asked == ["bytes=100-", None]
+
+
+def test_two_jobs_that_want_one_file(tmp_path, serve):
+    "The second waits for the first, and asks nobody"
+    go = threading.Event()
+    url, asked = serve(go, "good")
+    results, dest = [], tmp_path / "new" / "file"
+
+    def job():
+        try:
+            results.append(get(url, dest).read_bytes() == PAYLOAD)
+        except Exception as e:
+            results.append(e)
+
+    jobs = [threading.Thread(target=job) for _ in range(2)]
+    part = dest.with_name(f".file.{SHA[:12]}.part")
+    jobs[0].start()
+    while not part.exists() and not results:  # the server is in the middle of it
+        time.sleep(0.01)
+    jobs[1].start()
+    jobs[1].join(0.5)
+    go.set()
+    for one in jobs:
+        one.join()
+    assert results == [True, True] and asked == [None]
+    assert [p.name for p in dest.parent.iterdir()] == ["file"]
+
+
+def test_a_part_that_went_away_is_no_crash(tmp_path, serve, monkeypatch):
+    "Another program tidies up while the bytes are looked at"
+    whole = store_module._is_whole
+
+    def tidied(path, promised):
+        if path.suffix == ".part":
+            path.unlink()
+        return whole(path, promised)
+
+    monkeypatch.setattr(store_module, "_is_whole", tidied)
+    with pytest.raises(InputError, match="Nothing was kept"):
+        get(serve("good")[0], tmp_path / "file")
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path, serve):
+    (tmp_path / f".file.{SHA[:12]}.lock").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        get(serve("good")[0], tmp_path / "file")
 
 
 def test_f26_a_server_that_stays_away(tmp_path, serve):
