@@ -338,6 +338,13 @@ def _standard(
 _FEATURED, _SMOOTH = "smooth-or-featured_featured-or-disk_fraction", "smooth-or-featured_smooth_fraction"
 _FACE_ON, _RING = "disk-edge-on_no_fraction", "rare-features_ring_fraction"
 
+def _ring_cuts(table: pd.DataFrame) -> tuple:   # of each galaxy: can it show a ring; is it clear whether it does
+    "The cuts of the ring catalogue"
+    shares = {c: pd.to_numeric(table[c], errors="coerce") for c in (_FEATURED, _SMOOTH, _FACE_ON, _RING) if c in table}
+    featured = shares[_FEATURED] > .25 if _FEATURED in table else shares[_SMOOTH] < .75
+    clear = (shares[_RING] > .25) | (shares[_RING] < .05) if _RING in table else pd.Series(True, table.index)
+    return featured & (shares[_FACE_ON] > .75), clear
+
 def read_ring_catalog(
     source,         # path or table: `example_ring_catalog_basic.csv`, or `..._advanced.parquet`
     root=None,      # folder of the pictures
@@ -345,14 +352,22 @@ def read_ring_catalog(
     "The ring catalogues of Walmsley et al. 2022, with their cuts made: featured > .25, face-on > .75"
     table = read_table(source)
     _need(table, [_FACE_ON, *([] if _SMOOTH in table else [_FEATURED]), *([] if _RING in table else ["ring"])], "ring")
-    featured = table[_FEATURED] > .25 if _FEATURED in table else table[_SMOOTH] < .75
-    chosen = featured & (table[_FACE_ON] > .75)
-    notes = [f"{(~chosen).sum():,} of {len(table):,} galaxies left out: not featured (> .25) and face-on (> .75)"]
-    if _RING in table:
-        clear = (table[_RING] > .25) | (table[_RING] < .05)
-        notes.append(f"{(chosen & ~clear).sum():,} left out: between .05 and .25 of the volunteers saw a ring")
-        table, chosen = table.assign(ring=(table[_RING] > .25).astype(int)), chosen & clear
-    return _standard(table[chosen], root, "ring", notes)
+    shown, clear = _ring_cuts(table)
+    reasons = {"not featured (> .25) and face-on (> .75)": ~shown,
+               "of which .05 to .25 of the volunteers saw a ring": shown & ~clear}
+    notes = [f"left out: {out.sum():,} of {_count(len(table), 'galaxy')}, {why}" for why, out in reasons.items() if out.any()]
+    if _RING in table: table = table.assign(ring=(table[_RING] > .25).astype(int))
+    return _standard(table[shown & clear], root, "ring", notes)
+
+# %% ../nbs/05_catalog.ipynb #5a1c0e72
+def _mark_rings(table: pd.DataFrame, root=None) -> pd.DataFrame:
+    "Every row of a table with the columns of the ring catalogue; `ring` as it stands, or as the votes tell it"
+    if "ring" in table: return _standard(table, root, "ring")
+    shown, clear = _ring_cuts(table)
+    ring, blank = (table[_RING] > .25).astype(int), int((~(shown & clear)).sum())
+    notes = [f"no label: 'ring' is blank for {blank:,} of {_count(len(table), 'galaxy')}, which are not featured (> .25) and "
+             "face-on (> .75), or of which .05 to .25 of the volunteers saw a ring"] if blank else []
+    return _standard(table.assign(ring=ring.where(shown & clear) if blank else ring), root, "ring", notes)
 
 # %% ../nbs/05_catalog.ipynb #d498019a
 _TASKS = {"smooth-or-featured": "t01 1 2 3", "disk-edge-on": "t02 4 5", "bar": "t03 6 7", "has-spiral-arms": "t04 8 9",
@@ -476,17 +491,18 @@ def read_gz1(
 
 # %% ../nbs/05_catalog.ipynb #5c797953
 _SIGNS = ((("t01_smooth_or_features_a01_smooth_weighted_fraction",), read_hart16),
-          (("Class1.1", "Class11.6"), read_kaggle), ((_RING, _FACE_ON), read_ring_catalog),
+          (("Class1.1", "Class11.6"), read_kaggle),
+          ((_RING, _FEATURED, _FACE_ON), _mark_rings), ((_RING, _SMOOTH, _FACE_ON), _mark_rings),
           (("iauname", "wrong_size_warning", _SMOOTH), read_decals), ((f"{_SMOOTH[:-9]}_debiased",), read_decals),
           (("bar_yes", "bulge-size_obvious", "how-rounded_completely", "merging_tidal-debris"), read_decals),
-          (("ring", _FEATURED, _FACE_ON), read_ring_catalog), (("OBJID", "CLASS"), read_gz1),
+          (("ring", _FEATURED, _FACE_ON), _mark_rings), (("OBJID", "CLASS"), read_gz1),
           (("Inner_Ring", "Outer_Ring", "Pseudo_Ring"), read_efigi))
 
 def read_catalog(
     source,         # path, DataFrame, astropy Table or pyarrow Table
     root=None,      # folder of the pictures; by default that of the file
 ) -> pd.DataFrame:  # id_str, then file_loc, ra, dec, label and votes where there are any, then all other columns
-    "Any table of galaxies as a catalog; `attrs` tells what was decided, and which columns are not used or hold `pictures`"
+    "Any table of galaxies as a catalog, row by row; `attrs` tells what was decided, and which columns are not used or hold `pictures`"
     table = read_table(source)
     if root is None and isinstance(source, (str, Path)): root = Path(source).parent
     reader = next((reader for signs, reader in _SIGNS if set(signs) <= set(table.columns)), _standard)
@@ -833,10 +849,11 @@ def _check_schema(catalog: pd.DataFrame, schema: Schema) -> list:
     return [Finding("error", f"{len(missing)} of the {len(schema.columns)} vote columns of {schema.name!r} are missing",
                     len(missing), _shown(missing), f"For {missing[0]!r}, {near_names(missing[0], catalog.columns)}")]
 
+_LOUD = ("votes not used", "left out", "no label")   # so begins what reading has to say that should be looked at
+
 def _check_rest(catalog: pd.DataFrame, used: set) -> list:
     "What reading had to say, columns that nothing uses, and files outside their folder"
-    found = [Finding("warning" if note.startswith("votes not used") else "ok", note)
-             for note in catalog.attrs.get("notes", [])]
+    found = [Finding("warning" if note.startswith(_LOUD) else "ok", note) for note in catalog.attrs.get("notes", [])]
     unused = [c for c in dict.fromkeys([*catalog, *catalog.attrs.get("unused", [])]) if c not in used]
     if unused: found.append(Finding("ok", f"{_count(len(unused), 'column')} not used", len(unused), _shown(unused)))
     if "file_loc" not in catalog: return found

@@ -240,16 +240,47 @@ RINGS = pd.DataFrame(
 
 
 def test_ring_cuts():
-    for rings in (read_ring_catalog(RINGS), read_catalog(RINGS)):
-        assert rings.id_str.tolist() == ["a", "b"] and rings.ring.tolist() == [1, 0] and rings.attrs["label"] == "ring"
+    rings = read_ring_catalog(RINGS)
+    assert rings.id_str.tolist() == ["a", "b"] and rings.ring.tolist() == [1, 0] and rings.attrs["label"] == "ring"
+    left = [finding.what for finding in check_catalog(rings).warnings]
+    assert [what.split(",")[0] for what in left] == ["left out: 2 of 6 galaxies", "left out: 2 of 6 galaxies"]
     smooth = RINGS.drop(columns="smooth-or-featured_featured-or-disk_fraction").assign(
         **{"smooth-or-featured_smooth_fraction": [0.1, 0.1, 0.1, 0.75, 0.1, 0.1]}
     )
     assert read_ring_catalog(smooth).id_str.tolist() == ["a", "b"]
     basic = RINGS.drop(columns="rare-features_ring_fraction").assign(ring=[1, 0, 1, 1, 1, 0])
-    assert read_catalog(basic).ring.tolist() == [1, 0, 1, 0]
+    assert read_ring_catalog(basic).ring.tolist() == [1, 0, 1, 0]
     with pytest.raises(InputError, match="no column 'ring'"):
         read_ring_catalog(RINGS.drop(columns="rare-features_ring_fraction"))
+
+
+def test_ring_catalogue_as_published_has_its_labels():
+    "The published files hold clear cases only: each gets its label, and nothing has to be said"
+    clear = RINGS.iloc[:2]
+    read = read_catalog(clear)
+    assert read.id_str.tolist() == ["a", "b"] and read.ring.tolist() == [1, 0] and read.ring.dtype.kind == "i"
+    assert read.attrs["label"] == "ring" and not check_catalog(read).warnings
+    assert read_ring_catalog(clear).ring.tolist() == read.ring.tolist()
+
+
+def test_no_row_is_lost_in_reading(tmp_path):
+    "Labels of one's own beside the fractions of a network: the table stays as it is, whatever its columns are called"
+    mine = RINGS.drop(columns="rare-features_ring_fraction").assign(ring=[1, 0, 1, 1, 0, 0])
+    mine.to_csv(tmp_path / "mine.csv", index=False)
+    for source in (mine, tmp_path / "mine.csv", RINGS.assign(ring=mine.ring)):
+        read = read_catalog(source)
+        assert read.id_str.tolist() == list("abcdef") and read.ring.tolist() == [1, 0, 1, 1, 0, 0]
+        assert read.attrs["label"] == "ring"
+    neither = RINGS.drop(columns="smooth-or-featured_featured-or-disk_fraction")
+    assert read_catalog(neither).id_str.tolist() == list("abcdef") and "ring" not in read_catalog(neither)
+
+
+def test_votes_for_rings_leave_the_unclear_without_a_label():
+    read = read_catalog(RINGS)
+    assert read.id_str.tolist() == list("abcdef") and read.ring.fillna(-1).tolist() == [1, 0, -1, -1, -1, -1]
+    said = [finding.what for finding in check_catalog(read, label="ring").warnings]
+    assert any("no label: 'ring' is blank for 4 of 6 galaxies" in what for what in said)
+    assert any("4 galaxies without 'ring'" in what for what in said)
 
 
 def test_other_tables_are_refused():
