@@ -34,14 +34,16 @@ FILE_NAMES = ("file_loc", "png_loc", "local_png_loc", "jpg_loc", "image_path", "
               "file", "path")
 RA_NAMES = ("ra", "radeg", "ra_deg", "raj2000", "_raj2000", "right_ascension", "target_ra", "alpha_j2000")
 DEC_NAMES = ("dec", "decdeg", "de_deg", "dec_deg", "dej2000", "_dej2000", "declination", "target_dec", "delta_j2000")
-_ID = re.compile(r"(^|[_\s-])id(s|_str)?$|name$|(obj|object|galaxy|subject|zoo|asset|brick|source|sdss)_?id(_str)?$",
+_ID = re.compile(r"(^|[_\s-])id(s|_str)?$|name$|(obj|object|galaxy|subject|zoo|asset|brick|source|sdss|target|spec|photo)_?id(_str)?$",
                  re.IGNORECASE)
 
 def _known(columns, names: tuple) -> list:
     "The `columns` whose lower-case name is in `names`, in the order of `names`"
     return sorted([c for c in columns if str(c).lower() in names], key=lambda c: names.index(str(c).lower()))
 
-def _is_id(column) -> bool: return bool(_ID.search(str(column))) and str(column).lower() not in FILE_NAMES
+def _is_file(column) -> bool: return str(column).lower() in FILE_NAMES
+
+def _is_id(column) -> bool: return bool(_ID.search(str(column))) and not _is_file(column)
 
 # %% ../nbs/05_catalog.ipynb #d5fa12c6
 _BLANKS = ["", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "null", "NULL", "None", "<NA>", "--"]
@@ -78,10 +80,10 @@ def _read_text(path: Path) -> pd.DataFrame:
     try:
         separator, names = _header(path)
         if not names: raise InputError(f"{path.name} is empty: it has no line with the names of the columns")
-        text = {name: str for name in names if _is_id(name)}
-        table = pd.read_csv(path, sep=separator, names=names, header=0, encoding="utf-8-sig", dtype=text,
-                            low_memory=False, keep_default_na=False,
-                            na_values={c: _BLANKS for c in names if c not in text})
+        text = {name: str for name in names if _is_id(name) or _is_file(name)}
+        layout = dict(sep=separator, names=names, header=0, encoding="utf-8-sig", low_memory=False, keep_default_na=False,
+                      na_values={c: _BLANKS for c in names if not _is_id(c)})
+        table = pd.read_csv(path, dtype=text, **layout)
         if table.iloc[:, -1].isin([np.nan, ""]).any(): _refuse_short_rows(path, separator, names)  # others end in no blank
     except InputError: raise
     except (ValueError, csv.Error, EOFError, OSError, pd.errors.ParserError) as e:  # as pandas, csv and gzip complain
@@ -90,7 +92,9 @@ def _read_text(path: Path) -> pd.DataFrame:
     if not isinstance(table.index, pd.RangeIndex):
         raise InputError(f"{path.name}: rows have more cells than the {len(names)} names in the first line "
                          f"({', '.join(names[:4])}, ...): every row needs one cell a column")
-    return table
+    long = [c for c in table if table[c].dtype.kind == "f" and (table[c].abs() > 2**53).any()]
+    cells = pd.read_csv(path, dtype=str, usecols=long, **layout).apply(lambda cell: cell.str.strip()) if long else table
+    return table.assign(**{c: cells[c] for c in long if cells[c].dropna().str.fullmatch(r"[+-]?\d+").all()})
 
 # %% ../nbs/05_catalog.ipynb #eb086758
 def _as_text(values) -> list:
@@ -130,13 +134,18 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     table.attrs |= dict(skipped=skipped, pictures=pictures)
     return table
 
+def _float_breaks(column) -> bool:
+    "Whether whole numbers of pyarrow with a blank among them, which pandas makes floats, are too long for that"
+    from pyarrow.compute import min_max
+    return column.null_count > 0 and any(abs(end or 0) > 2**53 for end in min_max(column).as_py().values())
+
 def _from_arrow(columns) -> pd.DataFrame:
     "A pyarrow Table: ids digit by digit, columns of lists, structures or bytes left out"
     import pyarrow as pa
     skipped, pictures = [f.name for f in columns.schema if not _one_value(f.type)], _picture_columns(columns.schema)
     columns = columns.drop_columns(skipped)
     for i, field in enumerate(columns.schema):
-        if _is_id(field.name) and pa.types.is_integer(field.type):
+        if pa.types.is_integer(field.type) and (_is_id(field.name) or _is_file(field.name) or _float_breaks(columns.column(i))):
             columns = columns.set_column(i, field.name, columns.column(i).cast(pa.string()))
     table = columns.to_pandas(ignore_metadata=True)
     table.attrs |= dict(skipped=skipped, pictures=pictures)
@@ -204,12 +213,13 @@ def read_table(
 
 def _refuse_float_ids(table: pd.DataFrame, where: str) -> None:
     "An id that was a float is another galaxy's"
-    for column in _known(table.columns, ID_NAMES)[:1]:
-        if table[column].dtype.kind == "f":
+    first = _known(table.columns, ID_NAMES)[:1]
+    for column in [*first, *filter(_is_id, table.columns)]:
+        if table[column].dtype.kind == "f" and (column in first or (table[column].abs() > 2**53).any()):
             shown = ", ".join(f"{value:.17g}" for value in table[column][:3])
             raise InputError(f"{where}: the ids in column {column!r} are floats ({shown}), which keep 16 digits: "
                              "longer ids are others' by now. Read or save that column as text again "
-                             "(pandas: dtype=str, keep_default_na=False)")
+                             "(pandas: dtype=str, keep_default_na=False), or leave it out")
 
 # %% ../nbs/05_catalog.ipynb #2b67a925
 def _need(table: pd.DataFrame, columns, which: str) -> None:
@@ -249,7 +259,7 @@ def _add_id(table: pd.DataFrame, notes: list) -> pd.DataFrame:
         ids = table[chosen].to_numpy()
     elif files:
         notes.append(f"id_str is the name of the picture in {files[0]!r}")
-        ids = [Path(name).name.rsplit(".", 1)[0] if isinstance(name, str) else "" for name in table[files[0]]]
+        ids = [Path(name).name.rsplit(".", 1)[0] for name in _as_text(table[files[0]])]
     else:
         raise InputError(f"No column names the galaxies: {near_names('id_str', table.columns)} Rename the column of "
                          "ids to 'id_str', and read it as text")

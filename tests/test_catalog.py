@@ -152,6 +152,48 @@ def test_arrow_whole_numbers_with_a_blank(tmp_path):
     assert table.objid.tolist() == [A, ""] and table.x.isna().tolist() == [False, True]
 
 
+LONG = "39627322701088443", "39627322701088444"  # one float too
+
+
+@pytest.mark.parametrize("name", ["TARGETID", "specid", "photo_id", "brick objects", "flux"])
+def test_long_whole_numbers_beside_a_blank(tmp_path, name):
+    "Digit by digit, whatever the column is called: as text where it is not whole numbers throughout"
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    text = write(tmp_path / "t.csv", f"iauname,{name},x\nJ1,{LONG[0]},1\nJ2,{LONG[1]},2\nJ3,,3\n")
+    table = pa.table({"iauname": ["J1", "J2", "J3"], name: pa.array([*map(int, LONG), None]), "x": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    for source in (text, tmp_path / "t.parquet", table):
+        read = read_table(source)
+        assert read[name].fillna("").tolist() == [*LONG, ""] and read.x.tolist() == [1, 2, 3]
+
+
+def test_large_numbers_that_are_not_whole_stay_numbers(tmp_path):
+    read = read_table(write(tmp_path / "t.csv", "id_str,flux,few,whole\na,1e20,1,39627322701088443\nb,inf,,39627322701088444\nc,,3,7\n"))
+    assert read.flux.tolist()[:2] == [1e20, np.inf] and read.few.tolist()[::2] == [1, 3] and read.few.dtype.kind == "f"
+    assert read.whole.tolist() == [*map(int, LONG), 7]
+
+
+def test_floats_in_a_second_column_of_ids():
+    table = pd.DataFrame({"iauname": ["J1", "J2"], "objid": [float(A), float(B)]})
+    with pytest.raises(InputError, match="'objid' are floats"):
+        read_table(table)
+    with pytest.raises(InputError, match="'TARGETID' are floats"):
+        read_table(table.rename(columns={"objid": "TARGETID"}))
+    assert read_catalog(table.assign(objid=[1.0, np.nan])).id_str.tolist() == ["J1", "J2"]  # of few digits none is lost
+
+
+@pytest.mark.parametrize("name", ["file_loc", "filename"])
+def test_names_of_files_are_text(tmp_path, name):
+    import pyarrow as pa
+    text = read_catalog(write(tmp_path / "t.csv", f"id_str,{name},ra\na,0012,1\nb,,2\n"))
+    assert text.file_loc.tolist() == ["0012", ""]
+    assert read_catalog(pa.table({"id_str": ["a", "b"], name: [12, None]})).file_loc.tolist() == ["12", ""]
+    alone = write(tmp_path / "t.csv", f"{name},ra\n00123,1\n00124,2\n")
+    assert read_catalog(alone).id_str.tolist() == read_catalog(alone).file_loc.tolist() == ["00123", "00124"]
+    assert read_catalog(pd.DataFrame({name: [123, 124]})).id_str.tolist() == ["123", "124"]
+
+
 def test_fits_bytes_big_endian_and_pictures(tmp_path):
     table = Table(
         {"iauname": np.array([b"J1 ", b"J2"]), "z": np.array([0.5, 0.25], dtype=">f4"), "stamp": np.zeros((2, 4, 4))}
