@@ -205,6 +205,8 @@ def read_table(
     else: raise InputError("A table is a path, a DataFrame, or a Table of astropy or pyarrow, not "
                            f"{type(source).__name__}")
     table = table.rename(columns=str)
+    twice = table.columns[table.columns.duplicated()]
+    if len(twice): raise InputError(f"{where}: column {twice[0]!r} comes twice; rename one of the two, or leave it out")
     for column in filter(_is_id, table.columns):
         if table[column].dtype.kind in "iuOT" or pd.api.types.is_string_dtype(table[column]):
             table[column] = pd.Series(_as_text(table[column]), index=table.index, dtype="str")
