@@ -819,6 +819,10 @@ def match_ids(
         _need(table, ("id_str",), which)
         if pd.api.types.is_numeric_dtype(table.id_str):
             raise InputError(f"The ids of the {which} table are numbers: read it with read_table, which keeps text")
+        blank = (table.id_str.fillna("").astype("str").str.strip() == "").to_numpy()
+        if blank.any():
+            raise InputError(f"{_count(int(blank.sum()), 'row')} of the {which} table without an id: row {blank.argmax()}. Two "
+                             "of them are not one galaxy: give each its id, or drop them")
         twice = table.id_str[table.id_str.duplicated()]
         if len(twice):
             shown = ", ".join(_shown(twice))

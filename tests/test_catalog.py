@@ -204,6 +204,19 @@ def test_fits_bytes_big_endian_and_pictures(tmp_path):
     assert frame.attrs["skipped"] == ["stamp"]
 
 
+def test_two_columns_of_one_name(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    arrow = pa.Table.from_arrays([pa.array(["a", "b"]), pa.array([1, 2]), pa.array([3, 4])], names=["id_str", "ring_yes", "ring_yes"])
+    pq.write_table(arrow, tmp_path / "twice.parquet")
+    frame = pd.DataFrame([["a", "b"]], columns=["id_str", "id_str"])
+    for source, name in ((arrow, "ring_yes"), (frame, "id_str"), (pd.DataFrame({"id_str": ["a"], 1: [2], "1": [3]}), "1")):
+        with pytest.raises(InputError, match=f"column '{name}' comes twice"):
+            read_table(source)
+    with pytest.raises(InputError, match="twice.parquet: column 'ring_yes' comes twice"):
+        read_catalog(tmp_path / "twice.parquet")
+
+
 def test_named_index_is_a_column():
     assert read_table(pd.DataFrame({"x": [1]}, index=pd.Index([A], name="id_str"))).id_str.tolist() == [A]
 
@@ -586,6 +599,15 @@ def test_match_ids():
         match_ids(a, pd.concat([b, b]))
     with pytest.raises(InputError, match="are numbers"):
         match_ids(a.assign(id_str=[1, 2]), b)
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None, np.nan])
+def test_match_ids_refuses_blanks(blank):
+    "Two galaxies without a name are not one"
+    a, b = pd.DataFrame({"id_str": ["J1", blank], "x": [1, 2]}), pd.DataFrame({"id_str": ["J2", "J1"], "y": [1, 0]})
+    for pair, which in (((a, b), "first"), ((b, a), "second")):
+        with pytest.raises(InputError, match=f"1 row of the {which} table without an id: row 1"):
+            match_ids(*pair)
 
 
 def test_match_sky_is_one_to_one():
