@@ -164,15 +164,34 @@ def _from_astropy(table) -> pd.DataFrame:
     frame.attrs["skipped"] = skipped
     return frame
 
+def _choose_hdu(path: Path) -> tuple:   # its number; what to say of it; both None where there is no choice
+    "The table of a FITS file: the only one, or the only one with ids"
+    from astropy.io import fits
+    with fits.open(path) as file:
+        tables = {i: hdu for i, hdu in enumerate(file) if isinstance(hdu, (fits.BinTableHDU, fits.TableHDU))}
+        names = {i: hdu.name or i for i, hdu in tables.items()}
+        known = [i for i in tables if _known(tables[i].columns.names, ID_NAMES + FILE_NAMES)]
+    if len(tables) < 2: return None, None
+    if len(known) == 1: return known[0], f"table {names[known[0]]!r} of {', '.join(map(repr, names.values()))}: the only one with ids"
+    which = [repr(names[i]) for i in known or tables]
+    said = f"{len(known)} tables with ids, {', '.join(which)}" if known else f"{len(which)} tables, {', '.join(which)}, none of them with ids"
+    raise InputError(f"{path.name} holds {said}: save the one you want as a file of its own, or hand it over, as in "
+                     f"read_catalog(Table.read({path.name!r}, hdu={which[0]})) with the Table of astropy.table")
+
 def _read_astropy(path: Path, format: str) -> pd.DataFrame:
     "FITS, VOTable or ECSV"
     from astropy.table import Table
     with catch_warnings():
         simplefilter("ignore")
-        try: table = Table.read(path, format=format)
+        try:
+            hdu, said = _choose_hdu(path) if format == "fits" else (None, None)
+            table = Table.read(path, format=format, **(dict(hdu=hdu) if said else {}))
+        except InputError: raise
         except Exception as e:  # astropy raises many kinds for a damaged file
             raise InputError(f"{path.name} cannot be read as {format}: {type(e).__name__}: {e}") from e
-    return _from_astropy(table)
+    frame = _from_astropy(table)
+    if said: frame.attrs["chosen"] = said
+    return frame
 
 # %% ../nbs/05_catalog.ipynb #e3e3293a
 FORMATS = {".csv": "text", ".tsv": "text", ".txt": "text", ".dat": "text", ".parquet": "parquet", ".pq": "parquet",
@@ -334,7 +353,7 @@ def _standard(
     notes=(),              # what a reader has to say
 ) -> pd.DataFrame:
     "The columns that the library works with first, the others after them; `attrs` says what was decided"
-    notes, skipped = list(notes), table.attrs.get("skipped", [])
+    notes, skipped = [*filter(None, [table.attrs.get("chosen")]), *notes], table.attrs.get("skipped", [])
     table = _add_position(_add_files(_add_id(table, notes), root, notes), notes)
     schema = _find_schema(table.columns, notes)
     blank = _clean_votes(table, schema, notes) if schema else 0

@@ -204,6 +204,46 @@ def test_fits_bytes_big_endian_and_pictures(tmp_path):
     assert frame.attrs["skipped"] == ["stamp"]
 
 
+def several(path, **tables):
+    "A FITS file with a table under each name"
+    from astropy.io import fits
+    parts = [fits.BinTableHDU(Table(columns), name=name) for name, columns in tables.items()]
+    fits.HDUList([fits.PrimaryHDU(), *parts]).writeto(path)
+    return path
+
+
+def test_the_only_table_with_ids_of_a_fits_file(tmp_path):
+    path = several(tmp_path / "t.fits", GTI={"start": [1.0], "stop": [2.0]}, GAL={"objid": [int(A), int(B)], "ra": [1.0, 2.0]})
+    read = read_catalog(path)
+    assert read.id_str.tolist() == [A, B] and "table 'GAL' of 'GTI', 'GAL'" in " ".join(read.attrs["notes"])
+
+
+@pytest.mark.parametrize("names", [("CAL", "GAL"), ("", "")])
+def test_several_tables_of_galaxies_in_a_fits_file(tmp_path, names):
+    from astropy.io import fits
+    parts = [fits.BinTableHDU(Table({"id_str": ids, "ra": [1.0] * len(ids)}), name=n) for n, ids in zip(names, (["c"], ["a", "b"]))]
+    fits.HDUList([fits.PrimaryHDU(), *parts]).writeto(tmp_path / "two.fits")
+    shown = [repr(name) if name else str(i) for i, name in enumerate(names, 1)]
+    with pytest.raises(InputError, match=f"two.fits holds 2 tables with ids, {shown[0]}, {shown[1]}.*hdu={shown[0]}"):
+        read_catalog(tmp_path / "two.fits")
+    assert read_catalog(Table.read(tmp_path / "two.fits", hdu=2)).id_str.tolist() == ["a", "b"]
+
+
+def test_no_table_of_galaxies_in_a_fits_file(tmp_path):
+    with pytest.raises(InputError, match="t.fits holds 2 tables, 'A', 'B', none of them with ids"):
+        read_table(several(tmp_path / "t.fits", A={"x": [1]}, B={"y": [1]}))
+    assert list(read_table(several(tmp_path / "one.fits", A={"x": [1]}))) == ["x"]
+
+
+def test_several_tables_in_a_votable(tmp_path):
+    from astropy.io.votable import from_table
+    both = from_table(Table({"id_str": ["c"]}))
+    both.resources.append(from_table(Table({"id_str": ["a", "b"]})).resources[0])
+    both.to_xml(str(tmp_path / "two.vot"))
+    with pytest.raises(InputError, match="two.vot cannot be read as votable.*Multiple tables"):
+        read_table(tmp_path / "two.vot")
+
+
 def test_two_columns_of_one_name(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
