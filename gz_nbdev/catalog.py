@@ -158,7 +158,9 @@ def _from_astropy(table) -> pd.DataFrame:
     kept = [c for c in table.colnames if c not in skipped]
     ids = {c: _as_text(table[c]) for c in kept if _is_id(c) and table[c].dtype.kind in "iuSUO"}
     frame = table[[c for c in kept if c not in ids]].to_pandas() if len(ids) < len(kept) else pd.DataFrame()
-    for column in frame.columns[frame.dtypes == object]: frame[column] = _as_text(frame[column])
+    for column in [c for c in frame if frame[c].dtype == object or pd.api.types.is_string_dtype(frame[c])]:
+        text = pd.Series(_as_text(frame[column]), index=frame.index, dtype="str")
+        frame[column] = text.where(text != "")   # these formats write a missing text as a blank one
     for place, column in enumerate(kept):
         if column in ids: frame.insert(place, column, pd.Series(ids[column], dtype="str"))
     frame.attrs["skipped"] = skipped

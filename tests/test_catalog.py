@@ -244,6 +244,20 @@ def test_several_tables_in_a_votable(tmp_path):
         read_table(tmp_path / "two.vot")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "fits", "vot", "ecsv"])
+def test_missing_text_is_missing_in_every_format(tmp_path, suffix):
+    table = pd.DataFrame({"id_str": ["a", "b", "", "d"], "label": ["ring", None, "disc", None], "x": [1.5, np.nan, 2, 3]})
+    path = tmp_path / f"t.{suffix}"
+    if suffix == "csv": table.to_csv(path, index=False)
+    elif suffix == "parquet": table.to_parquet(path)
+    else:
+        made = Table({"id_str": table.id_str.tolist(), "label": np.ma.array(table.label.fillna(""), dtype=str, mask=table.label.isna()), "x": table.x.to_numpy()})
+        made.write(path, format={"fits": "fits", "vot": "votable", "ecsv": "ascii.ecsv"}[suffix])
+    read = read_table(path)
+    assert read.label.isna().tolist() == [False, True, False, True] and read.x.isna().sum() == 1
+    assert read.dropna(subset=["label"]).label.tolist() == ["ring", "disc"] and read.id_str.tolist() == ["a", "b", "", "d"]
+
+
 def test_two_columns_of_one_name(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
