@@ -219,12 +219,16 @@ def read_table(
     source,             # path (CSV, parquet, FITS, VOTable, ECSV), DataFrame, astropy Table or pyarrow Table
 ) -> pd.DataFrame:      # a copy; ids are text, numbers are numbers
     "The table in `source`, with every id as text"
-    if isinstance(source, pd.DataFrame): table, where = source.reset_index(drop=source.index.name is None), "The table"
-    elif hasattr(source, "colnames"): table, where = _from_astropy(source), "The table"
-    elif hasattr(source, "column_names"): table, where = _from_arrow(source), "The table"
-    elif isinstance(source, (str, Path)): table, where = _read_file(Path(source)), Path(source).name
-    else: raise InputError("A table is a path, a DataFrame, or a Table of astropy or pyarrow, not "
-                           f"{type(source).__name__}")
+    import pyarrow as pa
+    where = Path(source).name if isinstance(source, (str, Path)) else "The table"
+    if isinstance(source, pd.DataFrame):
+        named = [name for name in source.index.names if name is not None and name not in source]
+        table = source.reset_index(named).reset_index(drop=True)
+    elif hasattr(source, "colnames"): table = _from_astropy(source)
+    elif isinstance(source, (pa.Table, pa.RecordBatch)): table = _from_arrow(source)
+    elif isinstance(source, (str, Path)): table = _read_file(Path(source))
+    else: raise InputError(f"A table is a path, a DataFrame, or a Table of astropy or pyarrow, not {type(source).__name__}" + (
+                           ": the table of a data set of Hugging Face is HubImages(it).catalog" if hasattr(source, "column_names") else ""))
     table = table.rename(columns=str)
     twice = table.columns[table.columns.duplicated()]
     if len(twice): raise InputError(f"{where}: column {twice[0]!r} comes twice; rename one of the two, or leave it out")

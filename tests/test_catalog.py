@@ -275,6 +275,20 @@ def test_named_index_is_a_column():
     assert read_table(pd.DataFrame({"x": [1]}, index=pd.Index([A], name="id_str"))).id_str.tolist() == [A]
 
 
+def test_an_index_that_is_a_column_too():
+    table = pd.DataFrame({"id_str": [A, B], "field": ["f", "g"], "x": [1, 2]})
+    kept = table.set_index("id_str", drop=False)
+    assert read_table(kept).to_dict("list") == table.to_dict("list") and list(kept) == list(table)
+    assert read_table(table.set_index(["id_str", "field"])).to_dict("list") == table.to_dict("list")
+    assert read_table(table.set_index(["id_str", "field"], drop=False)).to_dict("list") == table.to_dict("list")
+
+
+def test_a_data_set_of_the_hub_is_no_table():
+    Dataset = pytest.importorskip("datasets").Dataset
+    with pytest.raises(InputError, match=r"not Dataset.*HubImages\(it\).catalog"):
+        read_catalog(Dataset.from_dict({"id_str": ["a"], "x": [1]}))
+
+
 # Catalogs
 
 
