@@ -52,48 +52,91 @@ def _open_text(path: Path):
     opener = gzip.open if path.suffix == ".gz" else open
     return opener(path, "rt", encoding="utf-8-sig", newline="")
 
-def _header(path: Path) -> tuple[str, list]:   # separator, names of the columns
-    "What the first line of a text table says"
-    with _open_text(path) as file: first = file.readline()
-    separator = max(",;\t", key=first.count)
-    if separator not in first and " " in first.strip(): separator = " "
-    with _open_text(path) as file: names = [name.strip() for name in next(csv.reader(file, delimiter=separator), [])]
+def _separator(line: str) -> str:
+    "What parts the cells of a line, outside quotes"
+    bare = re.sub(r'"[^"]*"', "", line.strip())
+    separator = max(",;\t", key=bare.count)
+    return " " if separator not in bare and " " in bare else separator
+
+def _cells(lines, separator: str) -> tuple:   # texts; how many lines they stand in
+    "The cells of the first row of `lines`"
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=separator == " ")
+    cells = [cell.strip() for cell in next(reader, [])]
+    return [cell for cell in cells if cell or separator != " "], reader.line_num
+
+# %% ../nbs/05_catalog.ipynb #5a1c0e82
+def _are_names(above: list, below: list) -> bool:
+    "Whether the cells of a comment are the names of the columns, and those below it the first row"
+    def names(cells): return any(_is_id(cell) or _is_file(cell) for cell in cells)
+    number = any(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) for cell in below)
+    return len(above) == len(below) and not names(below) and (names(above) or number)
+
+def _layout(path: Path) -> tuple:   # separator, names of the columns, how many lines stand above the first row
+    "How a text table is laid out"
+    said, comment = "", None
+    with _open_text(path) as file:
+        for above, line in enumerate(file):
+            if match := re.fullmatch(r'"?sep=(.)"?[\r\n]*', line): said = match[1]
+            elif line.startswith("#"): comment = line[1:]
+            elif line.strip(): break
+        else: return ",", [], 0
+    separator = said or _separator(line)
+    if comment and _are_names(names := _cells([comment], separator)[0], _cells([line], separator)[0]):
+        return separator, [names[0] or "#", *names[1:]], above
+    with _open_text(path) as file:
+        for _ in range(above): file.readline()
+        names, lines = _cells(file, separator)
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice: raise InputError(f"{path.name}: column {twice[0]!r} comes twice in the first line; rename one of the two")
-    return separator, names
+    return separator, names, above + lines
 
 # %% ../nbs/05_catalog.ipynb #b3e72dc1
-def _refuse_short_rows(path: Path, separator: str, names: list) -> None:
+def _open_rows(path: Path, above: int):
+    "The file, from its first row on"
+    file = _open_text(path)
+    for _ in range(above): file.readline()
+    return file
+
+def _read_rows(path: Path, layout: tuple, **options) -> pd.DataFrame:
+    "The rows of a text table, as pandas reads them"
+    separator, names, above = layout
+    with _open_rows(path, above) as file:
+        return pd.read_csv(file, sep=r"\s+" if separator == " " else separator, names=names, header=None,
+                           low_memory=False, keep_default_na=False, **options)
+
+def _refuse_short_rows(path: Path, separator: str, names: list, above: int) -> None:
     "An error for the first row with fewer cells than there are columns; lines without text are no rows"
-    with _open_text(path) as file:   # fast, and enough where no cell is quoted
-        if all(line.count(separator) >= len(names) - 1 and '"' not in line for line in file): return
-    with _open_text(path) as file:
-        rows = csv.reader(file, delimiter=separator)
+    spaces = separator == " "
+    with _open_rows(path, above) as file:   # fast, and enough where no cell is quoted
+        if not spaces and all(line.count(separator) >= len(names) - 1 and '"' not in line for line in file): return
+    with _open_rows(path, above) as file:
+        lines = (line.rstrip() + "\n" for line in file) if spaces else file
+        rows = csv.reader(lines, delimiter=separator, skipinitialspace=spaces)
         for row in rows:
             if len(row) < len(names) and "".join(row).strip():
-                raise InputError(f"{path.name}: the row that ends in line {rows.line_num:,} has {len(row)} of "
+                raise InputError(f"{path.name}: the row that ends in line {above + rows.line_num:,} has {len(row)} of "
                                  f"{len(names)} cells: every row needs one cell a column. If it is the last, the file "
                                  "was cut: copy it again")
 
 def _read_text(path: Path) -> pd.DataFrame:
     "A CSV, or its kin with `;`, tabs or spaces"
     try:
-        separator, names = _header(path)
+        separator, names, above = layout = _layout(path)
         if not names: raise InputError(f"{path.name} is empty: it has no line with the names of the columns")
         text = {name: str for name in names if _is_id(name) or _is_file(name)}
-        layout = dict(sep=separator, names=names, header=0, encoding="utf-8-sig", low_memory=False, keep_default_na=False,
-                      na_values={c: _BLANKS for c in names if not _is_id(c)})
-        table = pd.read_csv(path, dtype=text, **layout)
-        if table.iloc[:, -1].isin([np.nan, ""]).any(): _refuse_short_rows(path, separator, names)  # others end in no blank
+        blanks = {c: _BLANKS for c in names if not _is_id(c)}
+        table = _read_rows(path, layout, dtype=text, na_values=blanks)
+        if table.iloc[:, -1].isin([np.nan, ""]).any(): _refuse_short_rows(path, *layout)  # others end in no blank
     except InputError: raise
     except (ValueError, csv.Error, EOFError, OSError, pd.errors.ParserError) as e:  # as pandas, csv and gzip complain
-        raise InputError(f"{path.name} cannot be read as a table of text: {e}. Save it as CSV in UTF-8, one row a "
+        said = re.sub(r"in line (\d+)", lambda line: f"in line {int(line[1]) + above:,}", str(e))   # pandas counts rows alone
+        raise InputError(f"{path.name} cannot be read as a table of text: {said}. Save it as CSV in UTF-8, one row a "
                          "galaxy, every row with as many cells as the first") from e
     if not isinstance(table.index, pd.RangeIndex):
         raise InputError(f"{path.name}: rows have more cells than the {len(names)} names in the first line "
                          f"({', '.join(names[:4])}, ...): every row needs one cell a column")
     long = [c for c in table if table[c].dtype.kind == "f" and (table[c].abs() > 2**53).any()]
-    cells = pd.read_csv(path, dtype=str, usecols=long, **layout).apply(lambda cell: cell.str.strip()) if long else table
+    cells = _read_rows(path, layout, dtype=str, usecols=long, na_values=blanks).apply(lambda cell: cell.str.strip()) if long else table
     return table.assign(**{c: cells[c] for c in long if cells[c].dropna().str.fullmatch(r"[+-]?\d+").all()})
 
 # %% ../nbs/05_catalog.ipynb #eb086758

@@ -64,6 +64,55 @@ def test_i30_dialects(tmp_path, text):
     assert table.id_str.tolist() == [A, B] and table.smooth.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "above",
+    ["#Table1\n", "# made by TOPCAT\n# on Monday\n", "\n", "\r\n   \r\n", "sep={}\n", '"sep={}"\r\n', "\ufeff# id, ra, or a name\n\n",
+     '# an "open quote\n'],
+)
+@pytest.mark.parametrize("separator", [",", ";", "\t", " "])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_what_stands_above_the_names(tmp_path, above, separator, suffix):
+    text = f"{above.format(separator)}objid,ra,dec\n{A},1,2\n{B},3,4.5\n".replace("objid,ra,dec\n", separator.join(["objid", "ra", "dec"]) + "\n")
+    text = text.replace(f"{A},1,2", separator.join([A, "1", "2"])).replace(f"{B},3,4.5", separator.join([B, "3", "4.5"]))
+    path = tmp_path / f"t{suffix}"
+    path.write_bytes(gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode())
+    table = read_table(path)
+    assert table.to_dict("list") == {"objid": [A, B], "ra": [1, 3], "dec": [2, 4.5]}
+
+
+@pytest.mark.parametrize(
+    "text,names",
+    [
+        (f"#objid,ra\n{A},1\n{B},3\n", ["objid", "ra"]),
+        (f"# made by hand\n# objid ra\n{A} 1\n{B} 3\n", ["objid", "ra"]),
+        (f"#ra\tobjid\n1\t{A}\n3\t{B}\n", ["ra", "objid"]),
+        (f"#,objid,ra\n1,{A},1\n2,{B},3\n", ["#", "objid", "ra"]),
+    ],
+)
+def test_names_behind_a_hash(tmp_path, text, names):
+    table = read_table(write(tmp_path / "t.txt", text))
+    assert list(table) == names and table.objid.tolist() == [A, B] and table.ra.tolist() == [1, 3]
+
+
+def test_separators_in_quotes_and_columns_aligned_by_spaces(tmp_path):
+    quoted = read_table(write(tmp_path / "q.csv", 'id_str;"ra, dec, and so on";x\na;1;2\n'))
+    assert list(quoted) == ["id_str", "ra, dec, and so on", "x"] and quoted.x.tolist() == [2]
+    aligned = f"  objid                 ra    note  \n  {A}    1.5  'x'\n  {B}  10.25  \"two words\"\n"
+    table = read_table(write(tmp_path / "a.dat", aligned))
+    assert table.objid.tolist() == [A, B] and table.ra.tolist() == [1.5, 10.25] and table.note[1] == "two words"
+    with pytest.raises(InputError, match="line 3 has 2 of 3 cells"):
+        read_table(write(tmp_path / "a.dat", "id_str  ra  dec\na   1   2\nb       3\n"))
+
+
+def test_faults_below_comments_are_where_they_are_said_to_be(tmp_path):
+    for rows, said in (("J1,1,2\nJ2,3\n", "line 5 has 2 of 3 cells"), ("J1,1,2\nJ2,1,2,3\n", "line 5, saw 4")):
+        with pytest.raises(InputError, match=said):
+            read_table(write(tmp_path / "t.csv", f"# one\n\nid_str,ra,dec\n{rows}"))
+    for text in ("# nothing\n# but comments\n", "\n\n", "sep=,\n"):
+        with pytest.raises(InputError, match="t.csv is empty"):
+            read_table(write(tmp_path / "t.csv", text))
+
+
 def test_i30_quoted_newline_and_separator(tmp_path):
     table = read_table(write(tmp_path / "t.csv", 'id_str,note,x\na,"one\ntwo, three",1\nb,,2\n'))
     assert table.note[0] == "one\ntwo, three" and table.x.tolist() == [1, 2] and pd.isna(table.note[1])
