@@ -34,8 +34,8 @@ FILE_NAMES = ("file_loc", "png_loc", "local_png_loc", "jpg_loc", "image_path", "
               "file", "path")
 RA_NAMES = ("ra", "radeg", "ra_deg", "raj2000", "_raj2000", "right_ascension", "target_ra", "alpha_j2000")
 DEC_NAMES = ("dec", "decdeg", "de_deg", "dec_deg", "dej2000", "_dej2000", "declination", "target_dec", "delta_j2000")
-_ID = re.compile(r"(^|[_\s-])id(s|_str)?$|name$|(obj|object|galaxy|subject|zoo|asset|brick|source|sdss|target|spec|photo)_?id(_str)?$",
-                 re.IGNORECASE)
+_ID = re.compile(r"(^|[_\s-])id(s|_str)?$|name$|"
+                 r"(obj|object|galaxy|subject|zoo|asset|brick|source|sdss|target|spec|photo)_?id(_str)?$", re.IGNORECASE)
 
 def _known(columns, names: tuple) -> list:
     "The `columns` whose lower-case name is in `names`, in the order of `names`"
@@ -118,6 +118,7 @@ def _refuse_short_rows(path: Path, separator: str, names: list, above: int) -> N
                                  f"{len(names)} cells: every row needs one cell a column. If it is the last, the file "
                                  "was cut: copy it again")
 
+# %% ../nbs/05_catalog.ipynb #5a1c0e85
 def _read_text(path: Path) -> pd.DataFrame:
     "A CSV, or its kin with `;`, tabs or spaces"
     try:
@@ -129,14 +130,15 @@ def _read_text(path: Path) -> pd.DataFrame:
         if table.iloc[:, -1].isin([np.nan, ""]).any(): _refuse_short_rows(path, *layout)  # others end in no blank
     except InputError: raise
     except (ValueError, csv.Error, EOFError, OSError, pd.errors.ParserError) as e:  # as pandas, csv and gzip complain
-        said = re.sub(r"in line (\d+)", lambda line: f"in line {int(line[1]) + above:,}", str(e))   # pandas counts rows alone
+        said = re.sub(r"in line (\d+)", lambda line: f"in line {int(line[1]) + above:,}", str(e))   # pandas counts rows
         raise InputError(f"{path.name} cannot be read as a table of text: {said}. Save it as CSV in UTF-8, one row a "
                          "galaxy, every row with as many cells as the first") from e
     if not isinstance(table.index, pd.RangeIndex):
         raise InputError(f"{path.name}: rows have more cells than the {len(names)} names in the first line "
                          f"({', '.join(names[:4])}, ...): every row needs one cell a column")
     long = [c for c in table if table[c].dtype.kind == "f" and (table[c].abs() > 2**53).any()]
-    cells = _read_rows(path, layout, dtype=str, usecols=long, na_values=blanks).apply(lambda cell: cell.str.strip()) if long else table
+    if not long: return table
+    cells = _read_rows(path, layout, dtype=str, usecols=long, na_values=blanks).apply(lambda cell: cell.str.strip())
     return table.assign(**{c: cells[c] for c in long if cells[c].dropna().str.fullmatch(r"[+-]?\d+").all()})
 
 # %% ../nbs/05_catalog.ipynb #eb086758
@@ -161,6 +163,7 @@ def _picture_columns(schema) -> list:   # names
     def inner(kind): return [kind] if not pa.types.is_struct(kind) else [part.type for part in kind if part.name == "bytes"]
     return [field.name for field in schema if any(map(_is_bytes, inner(field.type)))]
 
+# %% ../nbs/05_catalog.ipynb #5a1c0e87
 def _read_parquet(path: Path) -> pd.DataFrame:
     "The columns of a parquet file that hold one number or text a row; the others are not even read"
     import pyarrow as pa
@@ -188,8 +191,9 @@ def _from_arrow(columns) -> pd.DataFrame:
     skipped, pictures = [f.name for f in columns.schema if not _one_value(f.type)], _picture_columns(columns.schema)
     columns = columns.drop_columns(skipped)
     for i, field in enumerate(columns.schema):
-        if pa.types.is_integer(field.type) and (_is_id(field.name) or _is_file(field.name) or _float_breaks(columns.column(i))):
-            columns = columns.set_column(i, field.name, columns.column(i).cast(pa.string()))
+        column, named = columns.column(i), _is_id(field.name) or _is_file(field.name)
+        if pa.types.is_integer(field.type) and (named or _float_breaks(column)):
+            columns = columns.set_column(i, field.name, column.cast(pa.string()))
     table = columns.to_pandas(ignore_metadata=True)
     table.attrs |= dict(skipped=skipped, pictures=pictures)
     return table.drop(columns=[c for c in table if re.fullmatch(r"__index_level_\d+__", c)])
@@ -209,6 +213,7 @@ def _from_astropy(table) -> pd.DataFrame:
     frame.attrs["skipped"] = skipped
     return frame
 
+# %% ../nbs/05_catalog.ipynb #5a1c0e89
 def _choose_hdu(path: Path) -> tuple:   # its number; what to say of it; both None where there is no choice
     "The table of a FITS file: the only one, or the only one with ids"
     from astropy.io import fits
@@ -217,10 +222,11 @@ def _choose_hdu(path: Path) -> tuple:   # its number; what to say of it; both No
         names = {i: hdu.name or i for i, hdu in tables.items()}
         known = [i for i in tables if _known(tables[i].columns.names, ID_NAMES + FILE_NAMES)]
     if len(tables) < 2: return None, None
-    if len(known) == 1: return known[0], f"table {names[known[0]]!r} of {', '.join(map(repr, names.values()))}: the only one with ids"
-    which = [repr(names[i]) for i in known or tables]
-    said = f"{len(known)} tables with ids, {', '.join(which)}" if known else f"{len(which)} tables, {', '.join(which)}, none of them with ids"
-    raise InputError(f"{path.name} holds {said}: save the one you want as a file of its own, or hand it over, as in "
+    which = [repr(names[i]) for i in tables]
+    if len(known) == 1: return known[0], f"table {names[known[0]]!r} of {', '.join(which)}: the only one with ids"
+    if known: which = [repr(names[i]) for i in known]
+    raise InputError(f"{path.name} holds {len(which)} tables{' with ids' if known else ''}, {', '.join(which)}"
+                     f"{'' if known else ', none of them with ids'}: save the one you want as a file of its own, or hand it over, as in "
                      f"read_catalog(Table.read({path.name!r}, hdu={which[0]})) with the Table of astropy.table")
 
 def _read_astropy(path: Path, format: str) -> pd.DataFrame:
@@ -270,8 +276,10 @@ def read_table(
     elif hasattr(source, "colnames"): table = _from_astropy(source)
     elif isinstance(source, (pa.Table, pa.RecordBatch)): table = _from_arrow(source)
     elif isinstance(source, (str, Path)): table = _read_file(Path(source))
-    else: raise InputError(f"A table is a path, a DataFrame, or a Table of astropy or pyarrow, not {type(source).__name__}" + (
-                           ": the table of a data set of Hugging Face is HubImages(it).catalog" if hasattr(source, "column_names") else ""))
+    else:
+        hub = ": the table of a data set of Hugging Face is HubImages(it).catalog" if hasattr(source, "column_names") else ""
+        raise InputError("A table is a path, a DataFrame, or a Table of astropy or pyarrow, not "
+                         f"{type(source).__name__}{hub}")
     table = table.rename(columns=str)
     twice = table.columns[table.columns.duplicated()]
     if len(twice): raise InputError(f"{where}: column {twice[0]!r} comes twice; rename one of the two, or leave it out")
@@ -311,11 +319,13 @@ def _locate(
     root,               # folder
     places: tuple,      # patterns to try
 ):                      # Series of paths relative to `root`, or None
-    "The first of `places` under which pictures are found (the first 50 are tried)"
+    "The first of `places` under which pictures are found (the first 50 are tried), with `/` for `\\` if need be"
     def fill(place, file): return place.format(file=file, name=Path(file).name)
-    for place in places:
-        if any(os.path.exists(Path(root) / fill(place, file)) for file in files.iloc[:50] if file):  # False if too long
-            return files if place == "{file}" else files.map(lambda file: fill(place, file))
+    for written in (files, files.str.replace("\\", "/")):
+        for place in places:
+            first = [fill(place, file) for file in written.iloc[:50] if file]
+            if any(os.path.exists(Path(root) / file) for file in first):  # False if too long
+                return written if place == "{file}" else written.map(lambda file: fill(place, file))
     return None
 
 def _add_id(table: pd.DataFrame, notes: list) -> pd.DataFrame:
@@ -329,7 +339,7 @@ def _add_id(table: pd.DataFrame, notes: list) -> pd.DataFrame:
         ids = table[chosen].to_numpy()
     elif files:
         notes.append(f"id_str is the name of the picture in {files[0]!r}")
-        ids = [Path(name).name.rsplit(".", 1)[0] for name in _as_text(table[files[0]])]
+        ids = [Path(name.replace("\\", "/")).name.rsplit(".", 1)[0] for name in _as_text(table[files[0]])]
     else:
         raise InputError(f"No column names the galaxies: {near_names('id_str', table.columns)} Rename the column of "
                          "ids to 'id_str', and read it as text")
@@ -435,7 +445,8 @@ def read_ring_catalog(
     shown, clear = _ring_cuts(table)
     reasons = {"not featured (> .25) and face-on (> .75)": ~shown,
                "of which .05 to .25 of the volunteers saw a ring": shown & ~clear}
-    notes = [f"left out: {out.sum():,} of {_count(len(table), 'galaxy')}, {why}" for why, out in reasons.items() if out.any()]
+    of = _count(len(table), "galaxy")
+    notes = [f"left out: {out.sum():,} of {of}, {why}" for why, out in reasons.items() if out.any()]
     if _RING in table: table = table.assign(ring=(table[_RING] > .25).astype(int))
     return _standard(table[shown & clear], root, "ring", notes)
 
@@ -445,8 +456,8 @@ def _mark_rings(table: pd.DataFrame, root=None) -> pd.DataFrame:
     if "ring" in table: return _standard(table, root, "ring")
     shown, clear = _ring_cuts(table)
     ring, blank = (table[_RING] > .25).astype(int), int((~(shown & clear)).sum())
-    notes = [f"no label: 'ring' is blank for {blank:,} of {_count(len(table), 'galaxy')}, which are not featured (> .25) and "
-             "face-on (> .75), or of which .05 to .25 of the volunteers saw a ring"] if blank else []
+    notes = [f"no label: 'ring' is blank for {blank:,} of {_count(len(table), 'galaxy')}, which are not featured (> .25) "
+             "and face-on (> .75), or of which .05 to .25 of the volunteers saw a ring"] if blank else []
     return _standard(table.assign(ring=ring.where(shown & clear) if blank else ring), root, "ring", notes)
 
 # %% ../nbs/05_catalog.ipynb #d498019a
@@ -582,7 +593,7 @@ def read_catalog(
     source,         # path, DataFrame, astropy Table or pyarrow Table
     root=None,      # folder of the pictures; by default that of the file
 ) -> pd.DataFrame:  # id_str, then file_loc, ra, dec, label and votes where there are any, then all other columns
-    "Any table of galaxies as a catalog, row by row; `attrs` tells what was decided, and which columns are not used or hold `pictures`"
+    "Any table of galaxies as a catalog, row by row; `attrs` tells what was decided, which columns are unused or `pictures`"
     table = read_table(source)
     if root is None and isinstance(source, (str, Path)): root = Path(source).parent
     reader = next((reader for signs, reader in _SIGNS if set(signs) <= set(table.columns)), _standard)
@@ -889,8 +900,8 @@ def match_ids(
             raise InputError(f"The ids of the {which} table are numbers: read it with read_table, which keeps text")
         blank = (table.id_str.fillna("").astype("str").str.strip() == "").to_numpy()
         if blank.any():
-            raise InputError(f"{_count(int(blank.sum()), 'row')} of the {which} table without an id: row {blank.argmax()}. Two "
-                             "of them are not one galaxy: give each its id, or drop them")
+            raise InputError(f"{_count(int(blank.sum()), 'row')} of the {which} table without an id: row {blank.argmax()}. "
+                             "Two of them are not one galaxy: give each its id, or drop them")
         twice = table.id_str[table.id_str.duplicated()]
         if len(twice):
             shown = ", ".join(_shown(twice))

@@ -374,6 +374,17 @@ def test_pictures_are_found_under_another_folder(tmp_path):
     assert read_catalog(table).file_loc.tolist() == ["J000/a.png", "J000/b.png"]
 
 
+def test_paths_of_another_system(tmp_path):
+    "Written under Windows, with backslashes"
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", "b.jpg"): (tmp_path / "images" / name).write_bytes(b"x")
+    for files in (["images\\a.jpg", "images\\b.jpg"], ["D:\\survey\\a.jpg", "D:\\survey\\b.jpg"]):
+        table = pd.DataFrame({"id_str": ["a", "b"], "file_loc": files})
+        assert read_catalog(table, root=tmp_path).file_loc.tolist() == ["images/a.jpg", "images/b.jpg"]
+        assert read_catalog(table).file_loc.tolist() == files
+        assert read_catalog(table.drop(columns="id_str"), root=tmp_path).id_str.tolist() == ["a", "b"]
+
+
 def test_i35_blank_votes_are_counted(tmp_path):
     table = catalog(3)
     table[DR5.columns[1]] = [1, np.nan, 3]
