@@ -34,14 +34,16 @@ FILE_NAMES = ("file_loc", "png_loc", "local_png_loc", "jpg_loc", "image_path", "
               "file", "path")
 RA_NAMES = ("ra", "radeg", "ra_deg", "raj2000", "_raj2000", "right_ascension", "target_ra", "alpha_j2000")
 DEC_NAMES = ("dec", "decdeg", "de_deg", "dec_deg", "dej2000", "_dej2000", "declination", "target_dec", "delta_j2000")
-_ID = re.compile(r"(^|[_\s-])id(s|_str)?$|name$|(obj|object|galaxy|subject|zoo|asset|brick|source|sdss)_?id(_str)?$",
-                 re.IGNORECASE)
+_ID = re.compile(r"(^|[_\s-])id(s|_str)?$|name$|"
+                 r"(obj|object|galaxy|subject|zoo|asset|brick|source|sdss|target|spec|photo)_?id(_str)?$", re.IGNORECASE)
 
 def _known(columns, names: tuple) -> list:
     "The `columns` whose lower-case name is in `names`, in the order of `names`"
     return sorted([c for c in columns if str(c).lower() in names], key=lambda c: names.index(str(c).lower()))
 
-def _is_id(column) -> bool: return bool(_ID.search(str(column))) and str(column).lower() not in FILE_NAMES
+def _is_file(column) -> bool: return str(column).lower() in FILE_NAMES
+
+def _is_id(column) -> bool: return bool(_ID.search(str(column))) and not _is_file(column)
 
 # %% ../nbs/05_catalog.ipynb #d5fa12c6
 _BLANKS = ["", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "null", "NULL", "None", "<NA>", "--"]
@@ -50,47 +52,94 @@ def _open_text(path: Path):
     opener = gzip.open if path.suffix == ".gz" else open
     return opener(path, "rt", encoding="utf-8-sig", newline="")
 
-def _header(path: Path) -> tuple[str, list]:   # separator, names of the columns
-    "What the first line of a text table says"
-    with _open_text(path) as file: first = file.readline()
-    separator = max(",;\t", key=first.count)
-    if separator not in first and " " in first.strip(): separator = " "
-    with _open_text(path) as file: names = [name.strip() for name in next(csv.reader(file, delimiter=separator), [])]
+def _separator(line: str) -> str:
+    "What parts the cells of a line, outside quotes"
+    bare = re.sub(r'"[^"]*"', "", line.strip())
+    separator = max(",;\t", key=bare.count)
+    return " " if separator not in bare and " " in bare else separator
+
+def _cells(lines, separator: str) -> tuple:   # texts; how many lines they stand in
+    "The cells of the first row of `lines`"
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=separator == " ")
+    cells = [cell.strip() for cell in next(reader, [])]
+    return [cell for cell in cells if cell or separator != " "], reader.line_num
+
+# %% ../nbs/05_catalog.ipynb #5a1c0e82
+def _are_names(above: list, below: list) -> bool:
+    "Whether the cells of a comment are the names of the columns, and those below it the first row"
+    def names(cells): return any(_is_id(cell) or _is_file(cell) for cell in cells)
+    number = any(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) for cell in below)
+    return len(above) == len(below) and not names(below) and (names(above) or number)
+
+def _layout(path: Path) -> tuple:   # separator, names of the columns, how many lines stand above the first row
+    "How a text table is laid out"
+    said, comment = "", None
+    with _open_text(path) as file:
+        for above, line in enumerate(file):
+            if match := re.fullmatch(r'"?sep=(.)"?[\r\n]*', line): said = match[1]
+            elif line.startswith("#"): comment = line[1:]
+            elif line.strip(): break
+        else: return ",", [], 0
+    separator = said or _separator(line)
+    if comment and _are_names(names := _cells([comment], separator)[0], _cells([line], separator)[0]):
+        return separator, [names[0] or "#", *names[1:]], above
+    with _open_text(path) as file:
+        for _ in range(above): file.readline()
+        names, lines = _cells(file, separator)
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice: raise InputError(f"{path.name}: column {twice[0]!r} comes twice in the first line; rename one of the two")
-    return separator, names
+    return separator, names, above + lines
 
 # %% ../nbs/05_catalog.ipynb #b3e72dc1
-def _refuse_short_rows(path: Path, separator: str, names: list) -> None:
+def _open_rows(path: Path, above: int):
+    "The file, from its first row on"
+    file = _open_text(path)
+    for _ in range(above): file.readline()
+    return file
+
+def _read_rows(path: Path, layout: tuple, **options) -> pd.DataFrame:
+    "The rows of a text table, as pandas reads them"
+    separator, names, above = layout
+    with _open_rows(path, above) as file:
+        return pd.read_csv(file, sep=r"\s+" if separator == " " else separator, names=names, header=None,
+                           low_memory=False, keep_default_na=False, **options)
+
+def _refuse_short_rows(path: Path, separator: str, names: list, above: int) -> None:
     "An error for the first row with fewer cells than there are columns; lines without text are no rows"
-    with _open_text(path) as file:   # fast, and enough where no cell is quoted
-        if all(line.count(separator) >= len(names) - 1 and '"' not in line for line in file): return
-    with _open_text(path) as file:
-        rows = csv.reader(file, delimiter=separator)
+    spaces = separator == " "
+    with _open_rows(path, above) as file:   # fast, and enough where no cell is quoted
+        if not spaces and all(line.count(separator) >= len(names) - 1 and '"' not in line for line in file): return
+    with _open_rows(path, above) as file:
+        lines = (line.rstrip() + "\n" for line in file) if spaces else file
+        rows = csv.reader(lines, delimiter=separator, skipinitialspace=spaces)
         for row in rows:
             if len(row) < len(names) and "".join(row).strip():
-                raise InputError(f"{path.name}: the row that ends in line {rows.line_num:,} has {len(row)} of "
+                raise InputError(f"{path.name}: the row that ends in line {above + rows.line_num:,} has {len(row)} of "
                                  f"{len(names)} cells: every row needs one cell a column. If it is the last, the file "
                                  "was cut: copy it again")
 
+# %% ../nbs/05_catalog.ipynb #5a1c0e85
 def _read_text(path: Path) -> pd.DataFrame:
     "A CSV, or its kin with `;`, tabs or spaces"
     try:
-        separator, names = _header(path)
+        separator, names, above = layout = _layout(path)
         if not names: raise InputError(f"{path.name} is empty: it has no line with the names of the columns")
-        text = {name: str for name in names if _is_id(name)}
-        table = pd.read_csv(path, sep=separator, names=names, header=0, encoding="utf-8-sig", dtype=text,
-                            low_memory=False, keep_default_na=False,
-                            na_values={c: _BLANKS for c in names if c not in text})
-        if table.iloc[:, -1].isin([np.nan, ""]).any(): _refuse_short_rows(path, separator, names)  # others end in no blank
+        text = {name: str for name in names if _is_id(name) or _is_file(name)}
+        blanks = {c: _BLANKS for c in names if not _is_id(c)}
+        table = _read_rows(path, layout, dtype=text, na_values=blanks)
+        if table.iloc[:, -1].isin([np.nan, ""]).any(): _refuse_short_rows(path, *layout)  # others end in no blank
     except InputError: raise
     except (ValueError, csv.Error, EOFError, OSError, pd.errors.ParserError) as e:  # as pandas, csv and gzip complain
-        raise InputError(f"{path.name} cannot be read as a table of text: {e}. Save it as CSV in UTF-8, one row a "
+        said = re.sub(r"in line (\d+)", lambda line: f"in line {int(line[1]) + above:,}", str(e))   # pandas counts rows
+        raise InputError(f"{path.name} cannot be read as a table of text: {said}. Save it as CSV in UTF-8, one row a "
                          "galaxy, every row with as many cells as the first") from e
     if not isinstance(table.index, pd.RangeIndex):
         raise InputError(f"{path.name}: rows have more cells than the {len(names)} names in the first line "
                          f"({', '.join(names[:4])}, ...): every row needs one cell a column")
-    return table
+    long = [c for c in table if table[c].dtype.kind == "f" and (table[c].abs() > 2**53).any()]
+    if not long: return table
+    cells = _read_rows(path, layout, dtype=str, usecols=long, na_values=blanks).apply(lambda cell: cell.str.strip())
+    return table.assign(**{c: cells[c] for c in long if cells[c].dropna().str.fullmatch(r"[+-]?\d+").all()})
 
 # %% ../nbs/05_catalog.ipynb #eb086758
 def _as_text(values) -> list:
@@ -114,6 +163,7 @@ def _picture_columns(schema) -> list:   # names
     def inner(kind): return [kind] if not pa.types.is_struct(kind) else [part.type for part in kind if part.name == "bytes"]
     return [field.name for field in schema if any(map(_is_bytes, inner(field.type)))]
 
+# %% ../nbs/05_catalog.ipynb #5a1c0e87
 def _read_parquet(path: Path) -> pd.DataFrame:
     "The columns of a parquet file that hold one number or text a row; the others are not even read"
     import pyarrow as pa
@@ -130,14 +180,20 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     table.attrs |= dict(skipped=skipped, pictures=pictures)
     return table
 
+def _float_breaks(column) -> bool:
+    "Whether whole numbers of pyarrow with a blank among them, which pandas makes floats, are too long for that"
+    from pyarrow.compute import min_max
+    return column.null_count > 0 and any(abs(end or 0) > 2**53 for end in min_max(column).as_py().values())
+
 def _from_arrow(columns) -> pd.DataFrame:
     "A pyarrow Table: ids digit by digit, columns of lists, structures or bytes left out"
     import pyarrow as pa
     skipped, pictures = [f.name for f in columns.schema if not _one_value(f.type)], _picture_columns(columns.schema)
     columns = columns.drop_columns(skipped)
     for i, field in enumerate(columns.schema):
-        if _is_id(field.name) and pa.types.is_integer(field.type):
-            columns = columns.set_column(i, field.name, columns.column(i).cast(pa.string()))
+        column, named = columns.column(i), _is_id(field.name) or _is_file(field.name)
+        if pa.types.is_integer(field.type) and (named or _float_breaks(column)):
+            columns = columns.set_column(i, field.name, column.cast(pa.string()))
     table = columns.to_pandas(ignore_metadata=True)
     table.attrs |= dict(skipped=skipped, pictures=pictures)
     return table.drop(columns=[c for c in table if re.fullmatch(r"__index_level_\d+__", c)])
@@ -149,21 +205,44 @@ def _from_astropy(table) -> pd.DataFrame:
     kept = [c for c in table.colnames if c not in skipped]
     ids = {c: _as_text(table[c]) for c in kept if _is_id(c) and table[c].dtype.kind in "iuSUO"}
     frame = table[[c for c in kept if c not in ids]].to_pandas() if len(ids) < len(kept) else pd.DataFrame()
-    for column in frame.columns[frame.dtypes == object]: frame[column] = _as_text(frame[column])
+    for column in [c for c in frame if frame[c].dtype == object or pd.api.types.is_string_dtype(frame[c])]:
+        text = pd.Series(_as_text(frame[column]), index=frame.index, dtype="str")
+        frame[column] = text.where(text != "")   # these formats write a missing text as a blank one
     for place, column in enumerate(kept):
         if column in ids: frame.insert(place, column, pd.Series(ids[column], dtype="str"))
     frame.attrs["skipped"] = skipped
     return frame
+
+# %% ../nbs/05_catalog.ipynb #5a1c0e89
+def _choose_hdu(path: Path) -> tuple:   # its number; what to say of it; both None where there is no choice
+    "The table of a FITS file: the only one, or the only one with ids"
+    from astropy.io import fits
+    with fits.open(path) as file:
+        tables = {i: hdu for i, hdu in enumerate(file) if isinstance(hdu, (fits.BinTableHDU, fits.TableHDU))}
+        names = {i: hdu.name or i for i, hdu in tables.items()}
+        known = [i for i in tables if _known(tables[i].columns.names, ID_NAMES + FILE_NAMES)]
+    if len(tables) < 2: return None, None
+    which = [repr(names[i]) for i in tables]
+    if len(known) == 1: return known[0], f"table {names[known[0]]!r} of {', '.join(which)}: the only one with ids"
+    if known: which = [repr(names[i]) for i in known]
+    raise InputError(f"{path.name} holds {len(which)} tables{' with ids' if known else ''}, {', '.join(which)}"
+                     f"{'' if known else ', none of them with ids'}: save the one you want as a file of its own, or hand it over, as in "
+                     f"read_catalog(Table.read({path.name!r}, hdu={which[0]})) with the Table of astropy.table")
 
 def _read_astropy(path: Path, format: str) -> pd.DataFrame:
     "FITS, VOTable or ECSV"
     from astropy.table import Table
     with catch_warnings():
         simplefilter("ignore")
-        try: table = Table.read(path, format=format)
+        try:
+            hdu, said = _choose_hdu(path) if format == "fits" else (None, None)
+            table = Table.read(path, format=format, **(dict(hdu=hdu) if said else {}))
+        except InputError: raise
         except Exception as e:  # astropy raises many kinds for a damaged file
             raise InputError(f"{path.name} cannot be read as {format}: {type(e).__name__}: {e}") from e
-    return _from_astropy(table)
+    frame = _from_astropy(table)
+    if said: frame.attrs["chosen"] = said
+    return frame
 
 # %% ../nbs/05_catalog.ipynb #e3e3293a
 FORMATS = {".csv": "text", ".tsv": "text", ".txt": "text", ".dat": "text", ".parquet": "parquet", ".pq": "parquet",
@@ -189,13 +268,21 @@ def read_table(
     source,             # path (CSV, parquet, FITS, VOTable, ECSV), DataFrame, astropy Table or pyarrow Table
 ) -> pd.DataFrame:      # a copy; ids are text, numbers are numbers
     "The table in `source`, with every id as text"
-    if isinstance(source, pd.DataFrame): table, where = source.reset_index(drop=source.index.name is None), "The table"
-    elif hasattr(source, "colnames"): table, where = _from_astropy(source), "The table"
-    elif hasattr(source, "column_names"): table, where = _from_arrow(source), "The table"
-    elif isinstance(source, (str, Path)): table, where = _read_file(Path(source)), Path(source).name
-    else: raise InputError("A table is a path, a DataFrame, or a Table of astropy or pyarrow, not "
-                           f"{type(source).__name__}")
+    import pyarrow as pa
+    where = Path(source).name if isinstance(source, (str, Path)) else "The table"
+    if isinstance(source, pd.DataFrame):
+        named = [name for name in source.index.names if name is not None and name not in source]
+        table = source.reset_index(named).reset_index(drop=True)
+    elif hasattr(source, "colnames"): table = _from_astropy(source)
+    elif isinstance(source, (pa.Table, pa.RecordBatch)): table = _from_arrow(source)
+    elif isinstance(source, (str, Path)): table = _read_file(Path(source))
+    else:
+        hub = ": the table of a data set of Hugging Face is HubImages(it).catalog" if hasattr(source, "column_names") else ""
+        raise InputError("A table is a path, a DataFrame, or a Table of astropy or pyarrow, not "
+                         f"{type(source).__name__}{hub}")
     table = table.rename(columns=str)
+    twice = table.columns[table.columns.duplicated()]
+    if len(twice): raise InputError(f"{where}: column {twice[0]!r} comes twice; rename one of the two, or leave it out")
     for column in filter(_is_id, table.columns):
         if table[column].dtype.kind in "iuOT" or pd.api.types.is_string_dtype(table[column]):
             table[column] = pd.Series(_as_text(table[column]), index=table.index, dtype="str")
@@ -204,12 +291,13 @@ def read_table(
 
 def _refuse_float_ids(table: pd.DataFrame, where: str) -> None:
     "An id that was a float is another galaxy's"
-    for column in _known(table.columns, ID_NAMES)[:1]:
-        if table[column].dtype.kind == "f":
+    first = _known(table.columns, ID_NAMES)[:1]
+    for column in [*first, *filter(_is_id, table.columns)]:
+        if table[column].dtype.kind == "f" and (column in first or (table[column].abs() > 2**53).any()):
             shown = ", ".join(f"{value:.17g}" for value in table[column][:3])
             raise InputError(f"{where}: the ids in column {column!r} are floats ({shown}), which keep 16 digits: "
                              "longer ids are others' by now. Read or save that column as text again "
-                             "(pandas: dtype=str, keep_default_na=False)")
+                             "(pandas: dtype=str, keep_default_na=False), or leave it out")
 
 # %% ../nbs/05_catalog.ipynb #2b67a925
 def _need(table: pd.DataFrame, columns, which: str) -> None:
@@ -231,11 +319,13 @@ def _locate(
     root,               # folder
     places: tuple,      # patterns to try
 ):                      # Series of paths relative to `root`, or None
-    "The first of `places` under which pictures are found (the first 50 are tried)"
+    "The first of `places` under which pictures are found (the first 50 are tried), with `/` for `\\` if need be"
     def fill(place, file): return place.format(file=file, name=Path(file).name)
-    for place in places:
-        if any(os.path.exists(Path(root) / fill(place, file)) for file in files.iloc[:50] if file):  # False if too long
-            return files if place == "{file}" else files.map(lambda file: fill(place, file))
+    for written in (files, files.str.replace("\\", "/")):
+        for place in places:
+            first = [fill(place, file) for file in written.iloc[:50] if file]
+            if any(os.path.exists(Path(root) / file) for file in first):  # False if too long
+                return written if place == "{file}" else written.map(lambda file: fill(place, file))
     return None
 
 def _add_id(table: pd.DataFrame, notes: list) -> pd.DataFrame:
@@ -249,7 +339,7 @@ def _add_id(table: pd.DataFrame, notes: list) -> pd.DataFrame:
         ids = table[chosen].to_numpy()
     elif files:
         notes.append(f"id_str is the name of the picture in {files[0]!r}")
-        ids = [Path(name).name.rsplit(".", 1)[0] if isinstance(name, str) else "" for name in table[files[0]]]
+        ids = [Path(name.replace("\\", "/")).name.rsplit(".", 1)[0] for name in _as_text(table[files[0]])]
     else:
         raise InputError(f"No column names the galaxies: {near_names('id_str', table.columns)} Rename the column of "
                          "ids to 'id_str', and read it as text")
@@ -322,7 +412,7 @@ def _standard(
     notes=(),              # what a reader has to say
 ) -> pd.DataFrame:
     "The columns that the library works with first, the others after them; `attrs` says what was decided"
-    notes, skipped = list(notes), table.attrs.get("skipped", [])
+    notes, skipped = [*filter(None, [table.attrs.get("chosen")]), *notes], table.attrs.get("skipped", [])
     table = _add_position(_add_files(_add_id(table, notes), root, notes), notes)
     schema = _find_schema(table.columns, notes)
     blank = _clean_votes(table, schema, notes) if schema else 0
@@ -338,6 +428,13 @@ def _standard(
 _FEATURED, _SMOOTH = "smooth-or-featured_featured-or-disk_fraction", "smooth-or-featured_smooth_fraction"
 _FACE_ON, _RING = "disk-edge-on_no_fraction", "rare-features_ring_fraction"
 
+def _ring_cuts(table: pd.DataFrame) -> tuple:   # of each galaxy: can it show a ring; is it clear whether it does
+    "The cuts of the ring catalogue"
+    shares = {c: pd.to_numeric(table[c], errors="coerce") for c in (_FEATURED, _SMOOTH, _FACE_ON, _RING) if c in table}
+    featured = shares[_FEATURED] > .25 if _FEATURED in table else shares[_SMOOTH] < .75
+    clear = (shares[_RING] > .25) | (shares[_RING] < .05) if _RING in table else pd.Series(True, table.index)
+    return featured & (shares[_FACE_ON] > .75), clear
+
 def read_ring_catalog(
     source,         # path or table: `example_ring_catalog_basic.csv`, or `..._advanced.parquet`
     root=None,      # folder of the pictures
@@ -345,14 +442,23 @@ def read_ring_catalog(
     "The ring catalogues of Walmsley et al. 2022, with their cuts made: featured > .25, face-on > .75"
     table = read_table(source)
     _need(table, [_FACE_ON, *([] if _SMOOTH in table else [_FEATURED]), *([] if _RING in table else ["ring"])], "ring")
-    featured = table[_FEATURED] > .25 if _FEATURED in table else table[_SMOOTH] < .75
-    chosen = featured & (table[_FACE_ON] > .75)
-    notes = [f"{(~chosen).sum():,} of {len(table):,} galaxies left out: not featured (> .25) and face-on (> .75)"]
-    if _RING in table:
-        clear = (table[_RING] > .25) | (table[_RING] < .05)
-        notes.append(f"{(chosen & ~clear).sum():,} left out: between .05 and .25 of the volunteers saw a ring")
-        table, chosen = table.assign(ring=(table[_RING] > .25).astype(int)), chosen & clear
-    return _standard(table[chosen], root, "ring", notes)
+    shown, clear = _ring_cuts(table)
+    reasons = {"not featured (> .25) and face-on (> .75)": ~shown,
+               "of which .05 to .25 of the volunteers saw a ring": shown & ~clear}
+    of = _count(len(table), "galaxy")
+    notes = [f"left out: {out.sum():,} of {of}, {why}" for why, out in reasons.items() if out.any()]
+    if _RING in table: table = table.assign(ring=(table[_RING] > .25).astype(int))
+    return _standard(table[shown & clear], root, "ring", notes)
+
+# %% ../nbs/05_catalog.ipynb #5a1c0e72
+def _mark_rings(table: pd.DataFrame, root=None) -> pd.DataFrame:
+    "Every row of a table with the columns of the ring catalogue; `ring` as it stands, or as the votes tell it"
+    if "ring" in table: return _standard(table, root, "ring")
+    shown, clear = _ring_cuts(table)
+    ring, blank = (table[_RING] > .25).astype(int), int((~(shown & clear)).sum())
+    notes = [f"no label: 'ring' is blank for {blank:,} of {_count(len(table), 'galaxy')}, which are not featured (> .25) "
+             "and face-on (> .75), or of which .05 to .25 of the volunteers saw a ring"] if blank else []
+    return _standard(table.assign(ring=ring.where(shown & clear) if blank else ring), root, "ring", notes)
 
 # %% ../nbs/05_catalog.ipynb #d498019a
 _TASKS = {"smooth-or-featured": "t01 1 2 3", "disk-edge-on": "t02 4 5", "bar": "t03 6 7", "has-spiral-arms": "t04 8 9",
@@ -476,17 +582,18 @@ def read_gz1(
 
 # %% ../nbs/05_catalog.ipynb #5c797953
 _SIGNS = ((("t01_smooth_or_features_a01_smooth_weighted_fraction",), read_hart16),
-          (("Class1.1", "Class11.6"), read_kaggle), ((_RING, _FACE_ON), read_ring_catalog),
+          (("Class1.1", "Class11.6"), read_kaggle),
+          ((_RING, _FEATURED, _FACE_ON), _mark_rings), ((_RING, _SMOOTH, _FACE_ON), _mark_rings),
           (("iauname", "wrong_size_warning", _SMOOTH), read_decals), ((f"{_SMOOTH[:-9]}_debiased",), read_decals),
           (("bar_yes", "bulge-size_obvious", "how-rounded_completely", "merging_tidal-debris"), read_decals),
-          (("ring", _FEATURED, _FACE_ON), read_ring_catalog), (("OBJID", "CLASS"), read_gz1),
+          (("ring", _FEATURED, _FACE_ON), _mark_rings), (("OBJID", "CLASS"), read_gz1),
           (("Inner_Ring", "Outer_Ring", "Pseudo_Ring"), read_efigi))
 
 def read_catalog(
     source,         # path, DataFrame, astropy Table or pyarrow Table
     root=None,      # folder of the pictures; by default that of the file
 ) -> pd.DataFrame:  # id_str, then file_loc, ra, dec, label and votes where there are any, then all other columns
-    "Any table of galaxies as a catalog; `attrs` tells what was decided, and which columns are not used or hold `pictures`"
+    "Any table of galaxies as a catalog, row by row; `attrs` tells what was decided, which columns are unused or `pictures`"
     table = read_table(source)
     if root is None and isinstance(source, (str, Path)): root = Path(source).parent
     reader = next((reader for signs, reader in _SIGNS if set(signs) <= set(table.columns)), _standard)
@@ -791,6 +898,10 @@ def match_ids(
         _need(table, ("id_str",), which)
         if pd.api.types.is_numeric_dtype(table.id_str):
             raise InputError(f"The ids of the {which} table are numbers: read it with read_table, which keeps text")
+        blank = (table.id_str.fillna("").astype("str").str.strip() == "").to_numpy()
+        if blank.any():
+            raise InputError(f"{_count(int(blank.sum()), 'row')} of the {which} table without an id: row {blank.argmax()}. "
+                             "Two of them are not one galaxy: give each its id, or drop them")
         twice = table.id_str[table.id_str.duplicated()]
         if len(twice):
             shown = ", ".join(_shown(twice))
@@ -833,10 +944,11 @@ def _check_schema(catalog: pd.DataFrame, schema: Schema) -> list:
     return [Finding("error", f"{len(missing)} of the {len(schema.columns)} vote columns of {schema.name!r} are missing",
                     len(missing), _shown(missing), f"For {missing[0]!r}, {near_names(missing[0], catalog.columns)}")]
 
+_LOUD = ("votes not used", "left out", "no label")   # so begins what reading has to say that should be looked at
+
 def _check_rest(catalog: pd.DataFrame, used: set) -> list:
     "What reading had to say, columns that nothing uses, and files outside their folder"
-    found = [Finding("warning" if note.startswith("votes not used") else "ok", note)
-             for note in catalog.attrs.get("notes", [])]
+    found = [Finding("warning" if note.startswith(_LOUD) else "ok", note) for note in catalog.attrs.get("notes", [])]
     unused = [c for c in dict.fromkeys([*catalog, *catalog.attrs.get("unused", [])]) if c not in used]
     if unused: found.append(Finding("ok", f"{_count(len(unused), 'column')} not used", len(unused), _shown(unused)))
     if "file_loc" not in catalog: return found

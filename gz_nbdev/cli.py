@@ -148,6 +148,12 @@ def simulated_data(
     return TourData(catalog, source, schema, "ring", truth, [check_catalog(catalog, schema), check_images(source, 200)])
 
 # %% ../nbs/98_cli.ipynb #61289c46
+def _said(table):
+    "The table, after the screen has been told which galaxies reading left out or without a label"
+    for note in table.attrs["notes"]:
+        if note.startswith(("left out", "no label")): print(note)
+    return table
+
 def users_data(
     catalog,            # path of the user's table
     root,               # folder of the pictures
@@ -157,7 +163,7 @@ def users_data(
     seed: int = 0,
 ) -> TourData:
     "The user's catalog and pictures, checked; `InputError` says everything that must be mended"
-    table = read_catalog(catalog, root=root)
+    table = _said(read_catalog(catalog, root=root))
     if "file_loc" not in table: raise InputError(f"{catalog} has no column of pictures that exist under {root}: name them in a column file_loc")
     if label and label not in table: raise InputError(f"{catalog} has no column {label!r}. {near_names(label, list(table.columns))}")
     tree = get_schema(schema) if schema else table.attrs.get("schema")
@@ -593,7 +599,7 @@ def open_galaxies(
     if path.is_dir() and (path / "README.md").exists() and any(path.glob("**/*.parquet")):
         return load_hub(path, split=split, streaming=stream)
     if path.is_dir(): table, root = read_folder(path), path
-    else: table = read_catalog(name, root=root or None)
+    else: table = _said(read_catalog(name, root=root or None))
     if "file_loc" in table: source = FolderImages(table, root or path.parent)
     elif path.suffix == ".parquet" and "image" in table.attrs["pictures"]: source = ParquetImages(path)
     else: raise InputError(f"{name} says of no galaxy where its picture is: name the files in a column file_loc, relative to "
@@ -756,7 +762,7 @@ def _catalog_of(catalog, root, split) -> tuple:   # table, source of its picture
     path = Path(catalog)
     if path.is_file():
         table = read_catalog(path, root=root or None)
-        if "file_loc" not in table and "image" not in table.attrs["pictures"]: return table, None
+        if "file_loc" not in table and "image" not in table.attrs["pictures"]: return _said(table), None
     source = open_galaxies(catalog, root, split)
     return source.catalog, source
 
@@ -848,7 +854,7 @@ def _cuts(text) -> dict:
 
 def _labels(labels, galaxies, label, above, below, cuts, schema) -> tuple:   # table, column
     "The table that says what is what, and its column"
-    table = read_catalog(labels) if labels else galaxies
+    table = _said(read_catalog(labels)) if labels else galaxies
     if table is None: raise InputError("say where the labels are: --labels FILE, or a column of --catalog")
     if label not in table: raise InputError(f"the labels have no column {label!r}: {near_names(label, list(table.columns))}")
     if not above:

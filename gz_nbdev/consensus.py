@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
 from .schema import PALETTE, InputError, near_names
-from .catalog import FORMATS, _count, _header, _shown, match_ids, read_table
+from .catalog import FORMATS, _count, _layout, _read_rows, _shown, match_ids, read_table
 from .metrics import _expected_finds, bootstrap, rank_weighted_score, ranking_metrics
 from .predict import _same_threads
 from .represent import _umap
@@ -268,14 +268,12 @@ def _as_written(source, ids: pd.Series) -> pd.Series:
     if not isinstance(source, (str, Path)) or not pd.api.types.is_numeric_dtype(ids): return ids
     path = Path(source)
     if FORMATS.get(Path(path.name.lower().removesuffix(".gz")).suffix) != "text": return ids
-    separator, names = _header(path)
-    text = pd.read_csv(path, sep=separator, names=names, header=0, usecols=[ids.name], dtype=str,
-                       keep_default_na=False, encoding="utf-8-sig")[ids.name]
+    text = _read_rows(path, _layout(path), usecols=[ids.name], dtype=str)[ids.name]
     return ids if text.str.contains("[.eE]").any() else text   # written as floats, digits are lost already
 
 def _text_ids(ids: pd.Series, where: str) -> pd.Series:
     "Ids as text: none blank, none twice"
-    if ids.dtype.kind == "f":
+    if ids.dtype.kind == "f" or (len(ids) and ids.astype("str").str.fullmatch(r"\d(\.\d+)?[eE]\+?\d+").all()):
         raise InputError(f"The ids of {where} are numbers with a point ({ids.iloc[0]}): read them as text")
     ids = ids.astype("str").str.strip()
     blank, twice = ids.isna() | ids.isin(["", "nan", "None", "<NA>"]), ids[ids.duplicated()]

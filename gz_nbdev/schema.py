@@ -152,7 +152,7 @@ def _parse_tree(text: str, name: str) -> dict:
     "Question -> (answers, columns it is asked after), from the lines of `text`"
     tree = {}
     for number, line in enumerate(text.strip().splitlines(), 1):
-        question, colon, rest = line.strip().partition(":")
+        question, colon, rest = map(str.strip, line.partition(":"))
         if not colon:
             raise InputError(f"Line {number} of schema {name!r} has no ':' between question and answers: {line!r}")
         if question in tree: raise InputError(f"Question {question!r} comes twice in schema {name!r} (line {number})")

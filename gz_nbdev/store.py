@@ -148,7 +148,13 @@ def _as_meta(meta: dict) -> dict:
 def _as_arrow(frame, features, meta: dict):
     "A pyarrow Table with `id_str` first, `features` last, and `meta` in its footer"
     import pyarrow as pa
-    table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
+    names = pd.Index(frame.column_names if isinstance(frame, pa.Table) else frame.columns).astype(str)
+    if names.has_duplicates:
+        raise InputError(f"column {names[names.duplicated()][0]!r} comes twice; rename one of the two, or leave it out")
+    try: table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, ValueError) as e:   # of values that do not go together, or text that is no Unicode
+        raise InputError(f"These columns make no table: {'. '.join(map(str, e.args))}. The values of a column are of one "
+                         "kind, numbers or text") from e
     if "id_str" not in table.column_names:
         raise InputError(f"A table needs 'id_str', but this has {', '.join(table.column_names[:8])}")
     if not (pa.types.is_string(table["id_str"].type) or pa.types.is_large_string(table["id_str"].type)):
@@ -200,14 +206,27 @@ def read_meta(
     return _said_of_itself(pq.read_schema(path), path)
 
 # %% ../nbs/10_store.ipynb #4165a20f
+_WIDER = {"int8": "int16", "uint16": "int32", "uint32": "int64", "uint64": "int64"}
+
+def _widened(column, unsigned: bool):
+    "Whole numbers in the next type that the format has; as text where none holds them"
+    import pyarrow as pa
+    kind = str(column.type)
+    if kind not in _WIDER or unsigned and kind != "int8": return column
+    try: return column.cast(_WIDER[kind])
+    except pa.ArrowInvalid: return column.cast(pa.string())
+
+# %% ../nbs/10_store.ipynb #5a1c0e93
 def _as_astropy(table, ascii_only: bool):
     "An arrow table as an astropy one: text without gaps, missing whole numbers masked, missing other numbers NaN"
     import pyarrow as pa
     from astropy.table import MaskedColumn, Table
     out = Table()
     for field in table.schema:
-        column, kind = table[field.name], field.type
-        if pa.types.is_dictionary(kind): column, kind = column.cast(kind.value_type), kind.value_type
+        column = table[field.name]
+        if pa.types.is_dictionary(field.type): column = column.cast(field.type.value_type)
+        column = _widened(column, unsigned=ascii_only)   # FITS has unsigned numbers, VOTable has not
+        kind = column.type
         if pa.types.is_boolean(kind) and column.null_count: column, kind = column.cast(pa.float64()), pa.float64()
         if pa.types.is_integer(kind):
             whole = column.fill_null(0).to_numpy()
@@ -241,6 +260,23 @@ def _as_votable(table, note: str) -> bytes:
     return out.getvalue()
 
 # %% ../nbs/10_store.ipynb #18d9d3e7
+_LOST = {True: r"[\x00-\x08\x0b-\x1f\x{fffe}\x{ffff}]", False: r"\x00$"}   # in any text of a VOTable, of FITS
+
+def _refuse_text(path: Path, table, xml: bool) -> None:
+    "An error for text that FITS or VOTable would not give back: they cut blanks off, and XML has no control characters"
+    import pyarrow as pa
+    from pyarrow.compute import index, match_substring_regex
+    for field in table.schema:
+        if not xml and not field.name.isascii():
+            raise InputError(f"{path.name}: FITS takes names of ASCII alone, not column {field.name!r}: rename it, or write parquet")
+        if not pa.types.is_string(field.type): continue
+        blanks = r"|^\s|\s$" if xml else r"|\s$"   # at its ends
+        lost = _LOST[xml] + blanks * (field.name == "id_str")
+        row = index(match_substring_regex(table[field.name], lost), True).as_py()
+        if row >= 0:
+            raise InputError(f"{path.name} would not give back {table[field.name][row].as_py()!r} in column {field.name!r}, "
+                             f"row {row}: mend it, or write parquet")
+
 WRITERS = {".csv": _as_csv, ".fits": _as_fits, ".fit": _as_fits, ".vot": _as_votable, ".votable": _as_votable,
            ".xml": _as_votable}
 
@@ -260,7 +296,9 @@ def write_table(
     many = [field.name for field in table.schema if not _one_value(field.type)]
     if many: raise InputError(f"{path.name} holds one value a cell, and {many[0]!r} has more: leave it out, or write "
                               "parquet")
-    return atomic_write(path, WRITERS[path.suffix.lower()](table, json.dumps(meta)))
+    writer = WRITERS[path.suffix.lower()]
+    if writer is not _as_csv: _refuse_text(path, table, xml=writer is _as_votable)
+    return atomic_write(path, writer(table, json.dumps(meta)))
 
 # %% ../nbs/10_store.ipynb #6de3ee78
 FORMAT = 1  # of the store; readers refuse what they do not know

@@ -64,6 +64,55 @@ def test_i30_dialects(tmp_path, text):
     assert table.id_str.tolist() == [A, B] and table.smooth.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "above",
+    ["#Table1\n", "# made by TOPCAT\n# on Monday\n", "\n", "\r\n   \r\n", "sep={}\n", '"sep={}"\r\n', "\ufeff# id, ra, or a name\n\n",
+     '# an "open quote\n'],
+)
+@pytest.mark.parametrize("separator", [",", ";", "\t", " "])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_what_stands_above_the_names(tmp_path, above, separator, suffix):
+    text = f"{above.format(separator)}objid,ra,dec\n{A},1,2\n{B},3,4.5\n".replace("objid,ra,dec\n", separator.join(["objid", "ra", "dec"]) + "\n")
+    text = text.replace(f"{A},1,2", separator.join([A, "1", "2"])).replace(f"{B},3,4.5", separator.join([B, "3", "4.5"]))
+    path = tmp_path / f"t{suffix}"
+    path.write_bytes(gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode())
+    table = read_table(path)
+    assert table.to_dict("list") == {"objid": [A, B], "ra": [1, 3], "dec": [2, 4.5]}
+
+
+@pytest.mark.parametrize(
+    "text,names",
+    [
+        (f"#objid,ra\n{A},1\n{B},3\n", ["objid", "ra"]),
+        (f"# made by hand\n# objid ra\n{A} 1\n{B} 3\n", ["objid", "ra"]),
+        (f"#ra\tobjid\n1\t{A}\n3\t{B}\n", ["ra", "objid"]),
+        (f"#,objid,ra\n1,{A},1\n2,{B},3\n", ["#", "objid", "ra"]),
+    ],
+)
+def test_names_behind_a_hash(tmp_path, text, names):
+    table = read_table(write(tmp_path / "t.txt", text))
+    assert list(table) == names and table.objid.tolist() == [A, B] and table.ra.tolist() == [1, 3]
+
+
+def test_separators_in_quotes_and_columns_aligned_by_spaces(tmp_path):
+    quoted = read_table(write(tmp_path / "q.csv", 'id_str;"ra, dec, and so on";x\na;1;2\n'))
+    assert list(quoted) == ["id_str", "ra, dec, and so on", "x"] and quoted.x.tolist() == [2]
+    aligned = f"  objid                 ra    note  \n  {A}    1.5  'x'\n  {B}  10.25  \"two words\"\n"
+    table = read_table(write(tmp_path / "a.dat", aligned))
+    assert table.objid.tolist() == [A, B] and table.ra.tolist() == [1.5, 10.25] and table.note[1] == "two words"
+    with pytest.raises(InputError, match="line 3 has 2 of 3 cells"):
+        read_table(write(tmp_path / "a.dat", "id_str  ra  dec\na   1   2\nb       3\n"))
+
+
+def test_faults_below_comments_are_where_they_are_said_to_be(tmp_path):
+    for rows, said in (("J1,1,2\nJ2,3\n", "line 5 has 2 of 3 cells"), ("J1,1,2\nJ2,1,2,3\n", "line 5, saw 4")):
+        with pytest.raises(InputError, match=said):
+            read_table(write(tmp_path / "t.csv", f"# one\n\nid_str,ra,dec\n{rows}"))
+    for text in ("# nothing\n# but comments\n", "\n\n", "sep=,\n"):
+        with pytest.raises(InputError, match="t.csv is empty"):
+            read_table(write(tmp_path / "t.csv", text))
+
+
 def test_i30_quoted_newline_and_separator(tmp_path):
     table = read_table(write(tmp_path / "t.csv", 'id_str,note,x\na,"one\ntwo, three",1\nb,,2\n'))
     assert table.note[0] == "one\ntwo, three" and table.x.tolist() == [1, 2] and pd.isna(table.note[1])
@@ -152,6 +201,48 @@ def test_arrow_whole_numbers_with_a_blank(tmp_path):
     assert table.objid.tolist() == [A, ""] and table.x.isna().tolist() == [False, True]
 
 
+LONG = "39627322701088443", "39627322701088444"  # one float too
+
+
+@pytest.mark.parametrize("name", ["TARGETID", "specid", "photo_id", "brick objects", "flux"])
+def test_long_whole_numbers_beside_a_blank(tmp_path, name):
+    "Digit by digit, whatever the column is called: as text where it is not whole numbers throughout"
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    text = write(tmp_path / "t.csv", f"iauname,{name},x\nJ1,{LONG[0]},1\nJ2,{LONG[1]},2\nJ3,,3\n")
+    table = pa.table({"iauname": ["J1", "J2", "J3"], name: pa.array([*map(int, LONG), None]), "x": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    for source in (text, tmp_path / "t.parquet", table):
+        read = read_table(source)
+        assert read[name].fillna("").tolist() == [*LONG, ""] and read.x.tolist() == [1, 2, 3]
+
+
+def test_large_numbers_that_are_not_whole_stay_numbers(tmp_path):
+    read = read_table(write(tmp_path / "t.csv", "id_str,flux,few,whole\na,1e20,1,39627322701088443\nb,inf,,39627322701088444\nc,,3,7\n"))
+    assert read.flux.tolist()[:2] == [1e20, np.inf] and read.few.tolist()[::2] == [1, 3] and read.few.dtype.kind == "f"
+    assert read.whole.tolist() == [*map(int, LONG), 7]
+
+
+def test_floats_in_a_second_column_of_ids():
+    table = pd.DataFrame({"iauname": ["J1", "J2"], "objid": [float(A), float(B)]})
+    with pytest.raises(InputError, match="'objid' are floats"):
+        read_table(table)
+    with pytest.raises(InputError, match="'TARGETID' are floats"):
+        read_table(table.rename(columns={"objid": "TARGETID"}))
+    assert read_catalog(table.assign(objid=[1.0, np.nan])).id_str.tolist() == ["J1", "J2"]  # of few digits none is lost
+
+
+@pytest.mark.parametrize("name", ["file_loc", "filename"])
+def test_names_of_files_are_text(tmp_path, name):
+    import pyarrow as pa
+    text = read_catalog(write(tmp_path / "t.csv", f"id_str,{name},ra\na,0012,1\nb,,2\n"))
+    assert text.file_loc.tolist() == ["0012", ""]
+    assert read_catalog(pa.table({"id_str": ["a", "b"], name: [12, None]})).file_loc.tolist() == ["12", ""]
+    alone = write(tmp_path / "t.csv", f"{name},ra\n00123,1\n00124,2\n")
+    assert read_catalog(alone).id_str.tolist() == read_catalog(alone).file_loc.tolist() == ["00123", "00124"]
+    assert read_catalog(pd.DataFrame({name: [123, 124]})).id_str.tolist() == ["123", "124"]
+
+
 def test_fits_bytes_big_endian_and_pictures(tmp_path):
     table = Table(
         {"iauname": np.array([b"J1 ", b"J2"]), "z": np.array([0.5, 0.25], dtype=">f4"), "stamp": np.zeros((2, 4, 4))}
@@ -162,8 +253,89 @@ def test_fits_bytes_big_endian_and_pictures(tmp_path):
     assert frame.attrs["skipped"] == ["stamp"]
 
 
+def several(path, **tables):
+    "A FITS file with a table under each name"
+    from astropy.io import fits
+    parts = [fits.BinTableHDU(Table(columns), name=name) for name, columns in tables.items()]
+    fits.HDUList([fits.PrimaryHDU(), *parts]).writeto(path)
+    return path
+
+
+def test_the_only_table_with_ids_of_a_fits_file(tmp_path):
+    path = several(tmp_path / "t.fits", GTI={"start": [1.0], "stop": [2.0]}, GAL={"objid": [int(A), int(B)], "ra": [1.0, 2.0]})
+    read = read_catalog(path)
+    assert read.id_str.tolist() == [A, B] and "table 'GAL' of 'GTI', 'GAL'" in " ".join(read.attrs["notes"])
+
+
+@pytest.mark.parametrize("names", [("CAL", "GAL"), ("", "")])
+def test_several_tables_of_galaxies_in_a_fits_file(tmp_path, names):
+    from astropy.io import fits
+    parts = [fits.BinTableHDU(Table({"id_str": ids, "ra": [1.0] * len(ids)}), name=n) for n, ids in zip(names, (["c"], ["a", "b"]))]
+    fits.HDUList([fits.PrimaryHDU(), *parts]).writeto(tmp_path / "two.fits")
+    shown = [repr(name) if name else str(i) for i, name in enumerate(names, 1)]
+    with pytest.raises(InputError, match=f"two.fits holds 2 tables with ids, {shown[0]}, {shown[1]}.*hdu={shown[0]}"):
+        read_catalog(tmp_path / "two.fits")
+    assert read_catalog(Table.read(tmp_path / "two.fits", hdu=2)).id_str.tolist() == ["a", "b"]
+
+
+def test_no_table_of_galaxies_in_a_fits_file(tmp_path):
+    with pytest.raises(InputError, match="t.fits holds 2 tables, 'A', 'B', none of them with ids"):
+        read_table(several(tmp_path / "t.fits", A={"x": [1]}, B={"y": [1]}))
+    assert list(read_table(several(tmp_path / "one.fits", A={"x": [1]}))) == ["x"]
+
+
+def test_several_tables_in_a_votable(tmp_path):
+    from astropy.io.votable import from_table
+    both = from_table(Table({"id_str": ["c"]}))
+    both.resources.append(from_table(Table({"id_str": ["a", "b"]})).resources[0])
+    both.to_xml(str(tmp_path / "two.vot"))
+    with pytest.raises(InputError, match="two.vot cannot be read as votable.*Multiple tables"):
+        read_table(tmp_path / "two.vot")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "fits", "vot", "ecsv"])
+def test_missing_text_is_missing_in_every_format(tmp_path, suffix):
+    table = pd.DataFrame({"id_str": ["a", "b", "", "d"], "label": ["ring", None, "disc", None], "x": [1.5, np.nan, 2, 3]})
+    path = tmp_path / f"t.{suffix}"
+    if suffix == "csv": table.to_csv(path, index=False)
+    elif suffix == "parquet": table.to_parquet(path)
+    else:
+        made = Table({"id_str": table.id_str.tolist(), "label": np.ma.array(table.label.fillna(""), dtype=str, mask=table.label.isna()), "x": table.x.to_numpy()})
+        made.write(path, format={"fits": "fits", "vot": "votable", "ecsv": "ascii.ecsv"}[suffix])
+    read = read_table(path)
+    assert read.label.isna().tolist() == [False, True, False, True] and read.x.isna().sum() == 1
+    assert read.dropna(subset=["label"]).label.tolist() == ["ring", "disc"] and read.id_str.tolist() == ["a", "b", "", "d"]
+
+
+def test_two_columns_of_one_name(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    arrow = pa.Table.from_arrays([pa.array(["a", "b"]), pa.array([1, 2]), pa.array([3, 4])], names=["id_str", "ring_yes", "ring_yes"])
+    pq.write_table(arrow, tmp_path / "twice.parquet")
+    frame = pd.DataFrame([["a", "b"]], columns=["id_str", "id_str"])
+    for source, name in ((arrow, "ring_yes"), (frame, "id_str"), (pd.DataFrame({"id_str": ["a"], 1: [2], "1": [3]}), "1")):
+        with pytest.raises(InputError, match=f"column '{name}' comes twice"):
+            read_table(source)
+    with pytest.raises(InputError, match="twice.parquet: column 'ring_yes' comes twice"):
+        read_catalog(tmp_path / "twice.parquet")
+
+
 def test_named_index_is_a_column():
     assert read_table(pd.DataFrame({"x": [1]}, index=pd.Index([A], name="id_str"))).id_str.tolist() == [A]
+
+
+def test_an_index_that_is_a_column_too():
+    table = pd.DataFrame({"id_str": [A, B], "field": ["f", "g"], "x": [1, 2]})
+    kept = table.set_index("id_str", drop=False)
+    assert read_table(kept).to_dict("list") == table.to_dict("list") and list(kept) == list(table)
+    assert read_table(table.set_index(["id_str", "field"])).to_dict("list") == table.to_dict("list")
+    assert read_table(table.set_index(["id_str", "field"], drop=False)).to_dict("list") == table.to_dict("list")
+
+
+def test_a_data_set_of_the_hub_is_no_table():
+    Dataset = pytest.importorskip("datasets").Dataset
+    with pytest.raises(InputError, match=r"not Dataset.*HubImages\(it\).catalog"):
+        read_catalog(Dataset.from_dict({"id_str": ["a"], "x": [1]}))
 
 
 # Catalogs
@@ -200,6 +372,17 @@ def test_pictures_are_found_under_another_folder(tmp_path):
     table = pd.DataFrame({"id_str": ["a", "b"], "local_png_loc": ["J000/a.png", "J000/b.png"]})
     assert read_catalog(table, root=tmp_path).file_loc.tolist() == ["images/a.png", "images/b.png"]
     assert read_catalog(table).file_loc.tolist() == ["J000/a.png", "J000/b.png"]
+
+
+def test_paths_of_another_system(tmp_path):
+    "Written under Windows, with backslashes"
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", "b.jpg"): (tmp_path / "images" / name).write_bytes(b"x")
+    for files in (["images\\a.jpg", "images\\b.jpg"], ["D:\\survey\\a.jpg", "D:\\survey\\b.jpg"]):
+        table = pd.DataFrame({"id_str": ["a", "b"], "file_loc": files})
+        assert read_catalog(table, root=tmp_path).file_loc.tolist() == ["images/a.jpg", "images/b.jpg"]
+        assert read_catalog(table).file_loc.tolist() == files
+        assert read_catalog(table.drop(columns="id_str"), root=tmp_path).id_str.tolist() == ["a", "b"]
 
 
 def test_i35_blank_votes_are_counted(tmp_path):
@@ -240,16 +423,47 @@ RINGS = pd.DataFrame(
 
 
 def test_ring_cuts():
-    for rings in (read_ring_catalog(RINGS), read_catalog(RINGS)):
-        assert rings.id_str.tolist() == ["a", "b"] and rings.ring.tolist() == [1, 0] and rings.attrs["label"] == "ring"
+    rings = read_ring_catalog(RINGS)
+    assert rings.id_str.tolist() == ["a", "b"] and rings.ring.tolist() == [1, 0] and rings.attrs["label"] == "ring"
+    left = [finding.what for finding in check_catalog(rings).warnings]
+    assert [what.split(",")[0] for what in left] == ["left out: 2 of 6 galaxies", "left out: 2 of 6 galaxies"]
     smooth = RINGS.drop(columns="smooth-or-featured_featured-or-disk_fraction").assign(
         **{"smooth-or-featured_smooth_fraction": [0.1, 0.1, 0.1, 0.75, 0.1, 0.1]}
     )
     assert read_ring_catalog(smooth).id_str.tolist() == ["a", "b"]
     basic = RINGS.drop(columns="rare-features_ring_fraction").assign(ring=[1, 0, 1, 1, 1, 0])
-    assert read_catalog(basic).ring.tolist() == [1, 0, 1, 0]
+    assert read_ring_catalog(basic).ring.tolist() == [1, 0, 1, 0]
     with pytest.raises(InputError, match="no column 'ring'"):
         read_ring_catalog(RINGS.drop(columns="rare-features_ring_fraction"))
+
+
+def test_ring_catalogue_as_published_has_its_labels():
+    "The published files hold clear cases only: each gets its label, and nothing has to be said"
+    clear = RINGS.iloc[:2]
+    read = read_catalog(clear)
+    assert read.id_str.tolist() == ["a", "b"] and read.ring.tolist() == [1, 0] and read.ring.dtype.kind == "i"
+    assert read.attrs["label"] == "ring" and not check_catalog(read).warnings
+    assert read_ring_catalog(clear).ring.tolist() == read.ring.tolist()
+
+
+def test_no_row_is_lost_in_reading(tmp_path):
+    "Labels of one's own beside the fractions of a network: the table stays as it is, whatever its columns are called"
+    mine = RINGS.drop(columns="rare-features_ring_fraction").assign(ring=[1, 0, 1, 1, 0, 0])
+    mine.to_csv(tmp_path / "mine.csv", index=False)
+    for source in (mine, tmp_path / "mine.csv", RINGS.assign(ring=mine.ring)):
+        read = read_catalog(source)
+        assert read.id_str.tolist() == list("abcdef") and read.ring.tolist() == [1, 0, 1, 1, 0, 0]
+        assert read.attrs["label"] == "ring"
+    neither = RINGS.drop(columns="smooth-or-featured_featured-or-disk_fraction")
+    assert read_catalog(neither).id_str.tolist() == list("abcdef") and "ring" not in read_catalog(neither)
+
+
+def test_votes_for_rings_leave_the_unclear_without_a_label():
+    read = read_catalog(RINGS)
+    assert read.id_str.tolist() == list("abcdef") and read.ring.fillna(-1).tolist() == [1, 0, -1, -1, -1, -1]
+    said = [finding.what for finding in check_catalog(read, label="ring").warnings]
+    assert any("no label: 'ring' is blank for 4 of 6 galaxies" in what for what in said)
+    assert any("4 galaxies without 'ring'" in what for what in said)
 
 
 def test_other_tables_are_refused():
@@ -513,6 +727,15 @@ def test_match_ids():
         match_ids(a, pd.concat([b, b]))
     with pytest.raises(InputError, match="are numbers"):
         match_ids(a.assign(id_str=[1, 2]), b)
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None, np.nan])
+def test_match_ids_refuses_blanks(blank):
+    "Two galaxies without a name are not one"
+    a, b = pd.DataFrame({"id_str": ["J1", blank], "x": [1, 2]}), pd.DataFrame({"id_str": ["J2", "J1"], "y": [1, 0]})
+    for pair, which in (((a, b), "first"), ((b, a), "second")):
+        with pytest.raises(InputError, match=f"1 row of the {which} table without an id: row 1"):
+            match_ids(*pair)
 
 
 def test_match_sky_is_one_to_one():

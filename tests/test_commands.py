@@ -382,6 +382,22 @@ def test_votes_numbers_and_a_tuned_network(survey, vectors, marks, tmp_path, cap
     assert figures["tuned"] == weights.info["metrics"] and figures["votes"] != figures["plain"]   # each of its own model
 
 
+def test_labels_beside_the_fractions_of_a_network(vectors, marks, tmp_path, capsys):
+    "Every label teaches, whatever the network thought of the galaxy; labels made of votes are said to be partly blank"
+    table = pd.read_csv(marks, dtype=dict(id_str=str))
+    names = ["smooth-or-featured_featured-or-disk_fraction", "disk-edge-on_no_fraction", "rare-features_ring_fraction"]
+    table = table.assign(ring=table.flat, **{name: np.where(table.flat == 1, .9, .1) for name in names[:2]})
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    gz_finetune(out=str(tmp_path / "mine"), table=str(vectors), labels=str(tmp_path / "mine.csv"), label="ring")
+    assert f"{len(table)} labels, {table.flat.sum()} of the class" in capsys.readouterr().out
+    votes = table.drop(columns="ring").assign(**{names[0]: .9, names[1]: .9, names[2]: np.where(table.flat == 1, .9, .01)})
+    votes.loc[:3, names[2]] = .1
+    votes.to_csv(tmp_path / "votes.csv", index=False)
+    gz_finetune(out=str(tmp_path / "votes"), table=str(vectors), labels=str(tmp_path / "votes.csv"), label="ring")
+    said = capsys.readouterr().out
+    assert f"no label: 'ring' is blank for 4 of {len(table)} galaxies" in said and f"{len(table) - 4} labels, " in said
+
+
 @pytest.fixture(scope="module")
 def gan(survey, tmp_path_factory):
     "A tiny GAN of the hundred galaxies"

@@ -405,6 +405,12 @@ def test_read_scores_keeps_zeros_and_refuses_blanks(tmp_path):
     with pytest.raises(InputError, match="numbers with a point"): read_scores(path)
 
 
+def test_ids_of_a_table_below_comments(tmp_path):
+    path = tmp_path / "counts.csv"
+    path.write_text("# made by hand\nsubject,selected,viewed\n007,1,20\n008,2,20\n")
+    assert read_consensus(path, {"id_str": "subject"}).id_str.tolist() == ["007", "008"]
+
+
 @pytest.mark.parametrize("blank", [["a", None], ["a", np.nan], pd.array([1, None], "Int64")])
 def test_blank_ids_of_scores(blank):
     with pytest.raises(InputError, match="No id in 1 row"):

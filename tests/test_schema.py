@@ -338,3 +338,9 @@ def test_the_import_is_light():
     code = ("import sys, gz_nbdev.schema\n"
             "print([m for m in ('torch', 'fastai', 'matplotlib', 'sklearn', 'scipy') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_blanks_around_the_parts_of_a_line():
+    spaced = Schema.from_text(" bar : strong , weak\n ring:yes,no<-bar_strong ", "mine")
+    assert spaced.columns == ["bar_strong", "bar_weak", "ring_yes", "ring_no"]
+    assert spaced.question("ring").asked_after == ("bar_strong",)

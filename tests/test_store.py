@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -712,6 +713,46 @@ def test_what_a_table_cannot_be(tmp_path):
     table = pa.table({"id_str": ["a"], "features": features_column(np.ones((1, 3), np.float32))})
     with pytest.raises(InputError, match="'features' has more"): write_table(tmp_path / "t.fits", table)
     assert write_table(tmp_path / "t.parquet", table).exists() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".fits", ".vot"])
+def test_columns_that_make_no_table(tmp_path, suffix):
+    path, frame = tmp_path / f"t{suffix}", pd.DataFrame({"id_str": ["a", "b"], "x": [1, 2]})
+    with pytest.raises(InputError, match="column x .*one kind"): write_table(path, frame.assign(x=[1, "u"]))
+    with pytest.raises(InputError, match="one kind"): write_table(path, frame.assign(id_str=pd.Series(["a", "\ud800"], dtype=object)))
+    twice = pd.DataFrame([["a", 1, 2]], columns=["id_str", "x", "x"])
+    for table in (twice, pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], names=list(twice))):
+        with pytest.raises(InputError, match="column 'x' comes twice"): write_table(path, table)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+@pytest.mark.parametrize("suffix", [".fits", ".vot"])
+def test_whole_numbers_of_every_kind(tmp_path, suffix, kind):
+    ends = [int(np.iinfo(kind).min) + (kind == "int64"), int(np.iinfo(kind).max)]   # FITS keeps the least for 'missing'
+    frame = pd.DataFrame({"id_str": ["a", "b", "c"], "x": np.array([*ends, 1], kind)})
+    assert [int(v) for v in read_table(write_table(tmp_path / f"t{suffix}", frame)).x] == [*ends, 1]
+    if kind != "uint64":
+        gap = frame.assign(x=pd.array([None, 5, 7], dtype=kind.replace("i", "I", 1).replace("uI", "UI")))
+        back = read_table(write_table(tmp_path / f"t{suffix}", gap)).x
+        assert back.isna().tolist() == [True, False, False] and back.dropna().tolist() == [5, 7]
+
+
+@pytest.mark.parametrize("suffix,text", [(".vot", "a\x01b"), (".vot", "a\rb"), (".vot", "a\ufffeb"), (".vot", " a"), (".vot", "a "),
+                                         (".fits", "a "), (".fits", "a\x00"), (".fits", "a\n")])
+def test_ids_that_a_format_would_change(tmp_path, suffix, text):
+    frame = pd.DataFrame({"id_str": ["x", text]})
+    with pytest.raises(InputError, match=f"t{suffix}.*{re.escape(repr(text))} in column 'id_str', row 1.*parquet"):
+        write_table(tmp_path / f"t{suffix}", frame)
+    assert read_table(write_table(tmp_path / "t.parquet", frame)).id_str.tolist() == ["x", text]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_text_and_names_that_a_format_cannot_hold(tmp_path):
+    frame = pd.DataFrame({"id_str": ["a"], "note": ["b\x01 "]})
+    with pytest.raises(InputError, match="in column 'note', row 0"): write_table(tmp_path / "t.vot", frame)
+    assert write_table(tmp_path / "t.fits", frame).exists()
+    with pytest.raises(InputError, match="column 'größe'"): write_table(tmp_path / "t.fits", frame.rename(columns={"note": "größe"}))
 
 
 def test_a_table_of_no_rows(tmp_path):
