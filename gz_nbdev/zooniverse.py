@@ -789,13 +789,18 @@ def _refuse(tally: _Tally, counted: int, name: str) -> None:
     raise InputError(f"{name}: none of the {total:,} classifications counts: {dict(+tally.aside)}")
 
 # %% ../nbs/07_zooniverse.ipynb #dd21f83b
+def _id_text(value) -> str:
+    "Text and whole numbers as an id; '' for anything else, such as a number whose last digits are lost"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53: return str(int(value))
+    return str(value) if isinstance(value, (str, int)) else ""
+
 def _choose_id(known: pd.DataFrame, id_name, notes: list):   # texts, or None
     "The first known id that every subject has and no two share"
     if id_name and _key(id_name) not in known:
         raise InputError(f"No subject has {id_name!r} in its metadata: {near_names(id_name, known.columns)}")
     for column in [_key(id_name)] if id_name else _known(known.columns, ID_NAMES):
         if column == "subject_id": continue
-        text = known[column].map(lambda value: str(value) if isinstance(value, (str, int)) else "").astype("str")
+        text = known[column].map(_id_text).astype("str")
         if (text != "").all() and text.is_unique:
             notes.append(f"id_str is {column!r}")
             return text
@@ -804,7 +809,7 @@ def _choose_id(known: pd.DataFrame, id_name, notes: list):   # texts, or None
 
 def _named(subjects: list, metadata: list, id_name, notes: list) -> pd.DataFrame:
     "id_str, subject_id, and position where it is known"
-    known = pd.DataFrame(metadata, index=range(len(subjects)))
+    known = pd.DataFrame(metadata, index=range(len(subjects)), dtype=object)   # whole numbers stay whole beside blanks
     table = pd.DataFrame({"subject_id": pd.Series(subjects, dtype="str")})
     ids = _choose_id(known, id_name, notes)
     if ids is None: notes.append("id_str is 'subject_id'")
@@ -870,14 +875,15 @@ def _subject_row(metadata: str, locations: str) -> dict:
     return row | {"url": url if re.match(r"https?://", url) else ""}
 
 def _tidy(values: pd.Series) -> pd.Series:
-    "Numbers where all are numbers, else text; ids are text"
+    "Numbers where all are numbers, else text; ids are text, and whole numbers too long for a float"
     def text(value):
         if value is None or value != value: return ""
-        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53: return str(int(value))
-        return value if isinstance(value, str) else json.dumps(value)
+        if isinstance(value, str): return value
+        return isinstance(value, float) and _id_text(value) or json.dumps(value)
     known = [value for value in values if value is not None and value == value]
     numbers = known and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known)
-    if numbers and not _is_id(values.name): return pd.to_numeric(values)
+    long = numbers and all(isinstance(value, int) for value in known) and max(map(abs, known)) >= 2**53
+    if numbers and not long and not _is_id(values.name): return pd.to_numeric(values)
     return values.map(text).astype("str")
 
 # %% ../nbs/07_zooniverse.ipynb #4f982772
@@ -893,7 +899,7 @@ def read_subjects(
         for line, row in zip(lines, table.to_pylist() if table is not None else ()):
             try: rows.append(row | _subject_row(row.pop("metadata"), row.pop("locations")))
             except (ValueError, RecursionError): bad.append((int(line), row["subject_id"], "metadata or locations"))
-        parts.append(pd.DataFrame(rows))
+        parts.append(pd.DataFrame(rows, dtype=object))   # whole numbers stay whole beside blanks
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if len(table) <= len(bad):
         where = f" (line {bad[0][0]}: {bad[0][2]})" if bad else ""
@@ -907,7 +913,8 @@ def read_subjects(
         table = table.iloc[np.argsort(table.workflow_id.to_numpy() != str(workflow), kind="stable")]
     table = table.drop_duplicates("subject_id").sort_index().reset_index(drop=True)
     kept = [c for c in table if c not in columns]
-    table = pd.concat([table.drop(columns=kept), *(_tidy(table[c]) for c in kept)], axis=1)
+    told = table.drop(columns=kept).astype({c: "str" for c in columns if c in table and c != "classifications_count"})
+    table = pd.concat([told, *(_tidy(table[c]) for c in kept)], axis=1)
     findings = [Finding("ok", f"{_count(len(table), 'subject')} read", len(table))]
     if bad: findings.append(Finding("warning", f"{_count(len(bad), 'subject')} that cannot be read", len(bad),
                                     tuple(f"line {line}, subject {key or '?'}: {what}" for line, key, what in bad[:5])))
