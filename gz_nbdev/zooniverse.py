@@ -1019,6 +1019,8 @@ def _task_votes(rows: pd.DataFrame, task: Task, name: str) -> tuple:   # table o
     no = pd.DataFrame(asked[:, None] - votes, rows.subject_id, [f"{column[:-4]}_no" for column in task.columns])
     return table.join(no), unknown
 
+_AGGREGATION = "data.aggregation_version"   # panoptes_aggregation writes its own version beside the answers
+
 def read_reductions(
     path,                   # `question_reducer_*.csv` of panoptes_aggregation, or the reductions of Caesar
     workflow: Workflow,     # as `read_workflow` gives it
@@ -1027,11 +1029,12 @@ def read_reductions(
     if not isinstance(workflow, Workflow):
         raise InputError("Reductions make sense only with their workflow: read_workflow(...)")
     path, separator, names = _header(path, ("subject_id",), "reduction")
-    if not any(name.startswith("data.") for name in names):
+    if not any(name.startswith("data.") for name in names if name != _AGGREGATION):
         raise InputError(f"{path.name} has no column 'data.<answer>': {near_names('data.yes', names)}")
     try: table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, EOFError, OSError, zlib.error) as e:
         raise InputError(f"{path.name} cannot be read: {e}. Download it again") from e
+    table = table.drop(columns=_AGGREGATION, errors="ignore")
     if "workflow_id" in table and workflow.id: table = table[table.workflow_id == workflow.id]
     if not len(table): raise InputError(f"{path.name} has no row of workflow {workflow.id} ({workflow.name})")
     keys = [task.key for task in workflow.tasks]
@@ -1045,7 +1048,7 @@ def _reductions(table: pd.DataFrame, workflow: Workflow, name: str) -> pd.DataFr
     "The votes of all tasks side by side"
     twice = table[table.duplicated(["subject_id", "task"])]
     if len(twice):
-        reducers = ", ".join(table.get("reducer_key", pd.Series(dtype=str)).unique()[:4])
+        reducers = ", ".join(table.get("reducer_key", table.get("reducer", pd.Series(dtype=str))).unique()[:4])
         raise InputError(f"{name} has {len(twice):,} rows for a subject and task that came before (subject "
                          f"{twice.subject_id.iloc[0]}, {twice.task.iloc[0]}): keep the rows of one reducer "
                          f"({reducers})")

@@ -681,7 +681,8 @@ def test_reductions_of_caesar_number_their_answers(tmp_path, decals):
                                            ("subject_id,task,smooth\n1,T0,1\n", "no column 'data.<answer>'"),
     ("subject_id,task,data.aggregation_version\n1,T0,4.1.0\n", "no column 'data.<answer>'"),
     ("subject_id,task,data.cat\n1,T0,3\n", "reductions of another workflow"),
-    ("subject_id,task,reducer_key,data.smooth\n1,T0,a,3\n1,T0,b,3\n", r"keep the rows of one reducer \(a, b\)")])
+    *((f"subject_id,task,{key},data.smooth\n1,T0,a,3\n1,T0,b,3\n", r"keep the rows of one reducer \(a, b\)")
+      for key in ("reducer_key", "reducer"))])
 def test_reductions_that_are_none(tmp_path, decals, text, message):
     (tmp_path / "r.csv").write_text(text)
     with pytest.raises(InputError, match=message): read_reductions(tmp_path / "r.csv", decals)
