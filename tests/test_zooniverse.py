@@ -352,12 +352,11 @@ def test_classifications_without_a_date(tmp_path, decals, created):
             row(4, user_id="4", created="2017-01-01 00:00:00 UTC"), row(5, user_id="5", answers={"T0": None}, created="")]
     table = read(tmp_path, decals, rows)
     assert table.classifications[0] == 3   # the undated one of person 2 comes after the dated one
-    assert f"! 3 classifications without a date that can be read: {created!r} (2), '' (1)" in said(table) or (
-        not created and "! 3 classifications without a date that can be read: '' (3)" in said(table))
+    assert "! 3 classifications without a date that can be read (counted" in said(table) and repr(created) in said(table)
     table = read(tmp_path, decals, rows, since="2018-01-01")
     assert table.classifications[0] == 1 and "1 classification made before the date given" in said(table)
-    assert "3 classifications without a date that can be read" in said(table) and "left out" in said(table)
-    with pytest.raises(InputError, match="1 of 1 classifications? .*no date that can be read.*2018-02-20 10:44:42 UTC"):
+    assert "! 3 classifications without a date that can be read (left out" in said(table)
+    with pytest.raises(InputError, match="no date that can be read .*left out.*2018-02-20 10:44:42 UTC"):
         read(tmp_path, decals, rows[:1], since="2018-01-01")
     assert "without a date" not in said(read(tmp_path, decals, rows[1:2]))
 
