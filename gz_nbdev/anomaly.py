@@ -11,6 +11,7 @@ __all__ = ['SCORERS', 'FORMAT', 'STRATEGIES', 'Scorer', 'ForestScorer', 'Neighbo
            'simulated_person', 'simulate_search']
 
 # %% ../nbs/75_anomaly.ipynb #0337cf95
+import errno
 import hashlib
 import json
 import os
@@ -44,8 +45,8 @@ from . import __version__
 from .schema import PALETTE, InputError, near_names
 from .store import atomic_write
 from .simulate import Population, draw_galaxies, take_pictures
-from .data import ArrayImages, _show_galaxy, _text_ids, _truth
-from .metrics import _expected_finds, bootstrap, rank_weighted_score, ranking_metrics
+from .data import ArrayImages, _show_galaxy, _text_ids
+from .metrics import _as_scores, _expected_finds, _true_or_false, bootstrap, rank_weighted_score, ranking_metrics
 from .models import Weights, load_weights
 from .represent import represent
 from .finetune import FewLabelClassifier, checked_features, encoder_of, fit_class
@@ -124,12 +125,14 @@ SCORERS = {"forest": ForestScorer, "neighbours": NeighbourScorer, "mahalanobis":
            "lof": OutlierScorer, "residual": ResidualScorer}
 
 # %% ../nbs/75_anomaly.ipynb #58fc99de
-FORMAT = 1  # of the files of scorers and of labels
+FORMAT = 1  # of the files of labels
+_SCORER_FORMAT = 2
 
-def _digest(arrays: dict) -> str:   # 64 hexadecimal digits
-    "Hash of named arrays"
-    digest = hashlib.sha256()
-    for name in sorted(arrays): digest.update(name.encode() + arrays[name].tobytes())
+def _digest(arrays: dict, kind, components, seed) -> str:   # 64 hexadecimal digits
+    "Hash of all that a scorer is"
+    digest = hashlib.sha256(json.dumps([kind, components, seed]).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
     return digest.hexdigest()
 
 @patch
@@ -139,8 +142,8 @@ def save(
 ) -> Path:    # the file
     "Write arrays and settings into one file"
     kind = next(name for name, made in SCORERS.items() if type(self) is made)
-    note = dict(format=FORMAT, kind=kind, components=self.components, seed=self.seed, gz_nbdev=__version__,
-                sha256=_digest(self.arrays))
+    about = dict(kind=kind, components=self.components, seed=self.seed)
+    note = dict(format=_SCORER_FORMAT, gz_nbdev=__version__, sha256=_digest(self.arrays, **about)) | about
     return atomic_write(file, save_tensors(self.arrays, {"scorer": json.dumps(note)}))
 
 # %% ../nbs/75_anomaly.ipynb #3799b2c0
@@ -159,15 +162,15 @@ def load_scorer(
         raise InputError(f"{file} is cut short or damaged ({error}): copy it again, or fit and save again") from None
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{file} holds arrays, but no scorer: save(file) writes one") from None
-    if version != FORMAT:
-        raise InputError(f"{file} has format {version}, and this version of gz_nbdev reads {FORMAT}: "
-                         "upgrade gz_nbdev")
+    if version != _SCORER_FORMAT:
+        raise InputError(f"{file} has format {version}, and this version of gz_nbdev reads {_SCORER_FORMAT}: "
+                         + ("fit and save again" if version == 1 else "upgrade gz_nbdev"))
     if kind not in list(SCORERS):
         raise InputError(f"{file} holds a scorer of the kind {kind!r}, which is unknown here: "
                          f"{near_names(kind, SCORERS)}")
-    if _digest(arrays) != note.get("sha256"):
-        raise InputError(f"{file} is not what was written (its checksum differs): copy it again")
     lacking = [name for name in ("components", "seed") if name not in note]
+    if not lacking and _digest(arrays, kind, note["components"], note["seed"]) != note.get("sha256"):
+        raise InputError(f"{file} is not what was written (its checksum differs): copy it again")
     lacking += [name for name in ("mean", "scale", "axes", "known") if name not in arrays]
     if lacking: raise InputError(f"{file} lacks {', '.join(lacking)}, which a scorer needs: fit and save again")
     scorer = SCORERS[kind](note["components"], note["seed"])
@@ -186,6 +189,7 @@ def _beside(others: pd.DataFrame, ids, rows: int, names) -> pd.DataFrame:
         if lacking: raise InputError(f"{len(lacking)} of {rows} galaxies have no row in the other scores, the first "
                                      f"{lacking[0]!r}: score these too, or leave them out")
         others = others.loc[list(ids)]
+    others = _as_scores(others)
     if len(others) != rows: raise InputError(f"{len(others)} rows of other scores for {rows} galaxies: one is needed "
                                              "for each, or a column id_str")
     for name in others:
@@ -196,8 +200,8 @@ def _beside(others: pd.DataFrame, ids, rows: int, names) -> pd.DataFrame:
     return others.reset_index(drop=True)
 
 def score_anomalies(
-    normal,              # (galaxies, features) that define what is normal
-    features,            # (galaxies, features) to score, from the same encoder
+    normal,              # (galaxies, features) that define what is normal, and look more so than others do; so to rank
+    features,            # (galaxies, features) to score, from the same encoder: take none of those, or the same for both
     names=tuple(SCORERS),  # which scorers
     seed: int = 0,
     others=None,         # DataFrame of further scores, higher is stranger: a row a galaxy in order, or with `id_str`
@@ -213,17 +217,6 @@ def score_anomalies(
     return pd.concat([table, z], axis=1).assign(anomaly_score=percentiles.mean(axis=1))
 
 # %% ../nbs/75_anomaly.ipynb #2c2a9c83
-def _true_or_false(label) -> np.ndarray:
-    "Labels as bool: none blank, none between"
-    label = np.asarray(label)
-    blank = pd.isna(label)
-    if blank.any(): raise InputError(f"{blank.sum()} of {len(label)} labels are blank, the first in row "
-                                     f"{blank.argmax()}: leave these galaxies out, of the scores too")
-    truth = _truth(label)
-    if (wrong := np.isnan(truth)).any(): raise InputError(f"the label in row {wrong.argmax()} is {label[wrong.argmax()]!r}: labels are true "
-                                     "or false, 1 or 0; of fractions make them by fraction >= .5")
-    return truth == 1
-
 def _judges(galaxies: int, shares) -> dict:   # name: function of labels and scores
     "What is asked of a ranking beside its average precision"
     judges = dict(roc_auc=roc_auc_score)
@@ -242,7 +235,7 @@ def anomaly_report(
 ) -> pd.DataFrame:         # a row a score, last random: average_precision (interval), roc_auc, precision, recall, lift
     "Rank by each score and by chance, with bootstrap intervals over galaxies"
     label, rows = _true_or_false(label), {}
-    scores = scores.assign(random=np.random.default_rng(seed).uniform(size=len(scores)))
+    scores = _as_scores(scores).assign(random=np.random.default_rng(seed).uniform(size=len(scores)))
     for name in scores:
         value = ranking_metrics(label, scores[name], n)
         _, low, high = bootstrap(average_precision_score, label, scores[name], seed=seed)
@@ -378,7 +371,8 @@ class AstronomalyStrategy(Strategy):
         forest = RandomForestRegressor(100, random_state=int(rng.integers(2**31))).fit(self.x[rows], labels)
         distance = NearestNeighbors(n_neighbors=1).fit(self.x[rows]).kneighbors(self.x)[0][:, 0]
         liked = np.arctanh(.1 + .85 * forest.predict(self.x))
-        score = self.strange * np.tanh(np.exp(distance / distance.mean()) - 1 + liked)
+        away = distance / max(distance.mean(), 1e-12)   # all are labelled: none is away
+        score = self.strange * np.tanh(np.exp(away) - 1 + liked)
         return score, score
 
 # %% ../nbs/75_anomaly.ipynb #f3645eb0
@@ -567,17 +561,17 @@ def _say(self: ActiveSearch, line: dict) -> None:
     self._take(line)
     if self.file is None: return
     try:
-        with self._lock(), open(self.file, "r+b") as file:
+        with self._lock(), open(self.file, "r+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             if size != self._size:
                 self.history.pop()
                 raise InputError(f"another session wrote to {self.file}, and this was not taken down; nothing else is "
                                  "lost. Open it again, and say it again: one session at a time")
             try:
-                file.write(json.dumps(line).encode() + b"\n")
-                file.flush()
+                said = json.dumps(line).encode() + b"\n"
+                if file.write(said) < len(said): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))   # a part of it found room
                 os.fsync(file.fileno())
-                self._size = file.tell()
+                self._size = size + len(said)
             except OSError:
                 file.truncate(size)
                 raise

@@ -1017,3 +1017,10 @@ def split_catalog(
                          "the split is empty: change the share or the seed, or give more galaxies")
     side = rows.key.map(units.set_index("key").valid).map({True: "valid", False: "train"})
     return pd.Series(side.to_numpy(), index=catalog.index, name="split", dtype="str")
+
+# %% ../nbs/05_catalog.ipynb #a3d90f52
+def _truth(values) -> np.ndarray:   # (rows,) 1 or 0, NaN where it is neither
+    "What a column says that is true or false, 1 or 0, as numbers or as text"
+    said = pd.Series(values).astype(str).str.strip().str.lower().replace({"true": "1", "false": "0"})
+    numbers = pd.to_numeric(said, errors="coerce")
+    return numbers.where(numbers.isin([0, 1])).to_numpy(float)

@@ -310,7 +310,8 @@ def judge_anomalies(
     "Rank by strangeness, and judge the ranking where the truth is known"
     where = pd.Index(data.catalog.id_str).get_indexer(list(ids))
     trains = data.trains[where]
-    table = score_anomalies(features[trains], features, seed=seed)
+    normal = features if data.truth is None else features[trains]   # whoever defines what is normal looks it
+    table = score_anomalies(normal, features, seed=seed)
     table.insert(0, "id_str", list(ids))
     if data.truth is None: return [], table, None
     odd = data.truth[["merger", "arc", "artefact"]].any(axis=1).to_numpy()[where][~trains]

@@ -58,7 +58,7 @@ from plum import dispatch
 from torch import Tensor
 
 # %% ../nbs/20_data.ipynb #b296574d
-from .catalog import ID_NAMES, Finding, Report, read_catalog, split_catalog
+from .catalog import ID_NAMES, Finding, Report, _truth, read_catalog, split_catalog
 from .schema import PALETTE, InputError, Schema, get_schema, near_names
 from .simulate import compose_decals
 from .store import atomic_write, offline
@@ -1113,12 +1113,6 @@ def decode(
 # %% ../nbs/20_data.ipynb #904a9c8c
 _INNER = 1_000_000  # another draw than that of a `split_catalog` that put galaxies aside before, or one side would be empty
 _SPLITS = {"train": 0, "valid": 1, "test": 2}
-
-def _truth(values) -> np.ndarray:   # (rows,) 1 or 0, NaN where it is neither
-    "What a column says that is true or false, 1 or 0, as numbers or as text"
-    said = pd.Series(values).astype(str).str.strip().str.lower().replace({"true": "1", "false": "0"})
-    numbers = pd.to_numeric(said, errors="coerce")
-    return numbers.where(numbers.isin([0, 1])).to_numpy(float)
 
 def _split_sides(catalog: pd.DataFrame) -> np.ndarray:
     "A column `split` as numbers"

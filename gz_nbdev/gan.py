@@ -37,7 +37,7 @@ import gz_nbdev
 from .schema import InputError, near_names
 from .store import Store, _sha256, atomic_write, sha256_file
 from .simulate import draw_galaxies, take_pictures
-from .data import ArrayImages, PixelCache, View, image_grid, load_pixels
+from .data import ArrayImages, PixelCache, View, _same_pixels, image_grid, load_pixels
 from .models import _as_written, _check_room, _checked_info, _new_folder, keep_freed_memory, load_state
 from .train import FusedAdam, StopOnNaN, _check_seed, _moments, _put_moments
 from .predict import over_galaxies
@@ -152,11 +152,11 @@ class _Deal:
         z, turn_z = torch.randn(2, self.bs, self.latent, generator=rng)
         return real, z, mix, turn_z
 
-def _loaders(pixels, latent, steps, bs, seed, device) -> DataLoaders:
-    "Training batches of most galaxies, and one fixed batch of those held out"
+def _loaders(pixels, latent, steps, bs, seed, device, stage=0) -> DataLoaders:
+    "Training batches of most galaxies, others for each stage, and one fixed batch of those that every stage holds out"
     rows = torch.from_numpy(np.random.default_rng(seed).permutation(len(pixels)))
     held = min(256, len(rows) // 10)
-    deals = _Deal(pixels, rows[held:], latent, steps, bs, seed), _Deal(pixels, rows[:held], latent, 1, held, seed - 1)
+    deals = _Deal(pixels, rows[held:], latent, steps, bs, seed + stage), _Deal(pixels, rows[:held], latent, 1, held, seed + stage - 1)
     return DataLoaders(*(DataLoader(deal, bs=None) for deal in deals), device=device)
 
 # %% ../nbs/70_gan.ipynb #26f8da44
@@ -328,7 +328,7 @@ def inverter_loss(
 def _train_encoder(gan, pixels, out: Path, settings: dict, device, progress) -> pd.DataFrame:
     "The encoder, for the generator and critic that there are"
     epochs = max(1, round(settings["encoder_steps"] / 500))
-    dls = _loaders(pixels, gan.latent, -(-settings["encoder_steps"] // epochs), settings["bs"], settings["seed"] + 1, device)
+    dls = _loaders(pixels, gan.latent, -(-settings["encoder_steps"] // epochs), settings["bs"], settings["seed"], device, stage=1)
     for part in (gan.generator, gan.critic): part.requires_grad_(False)
     metrics = [AvgMetric(image_residual), AvgMetric(feature_residual)]
     learn = Learner(dls, Inverter(gan, settings["mode"], _is_half(device, gan.size)), inverter_loss, opt_func=FusedAdam,
@@ -400,6 +400,7 @@ def load_gan(
 # %% ../nbs/70_gan.ipynb #97fbe092
 def _gan_pixels(source, view: View, out: Path, bs: int, progress: bool) -> PixelCache:
     "The pictures that a GAN is trained on, if it can be"
+    if isinstance(source, PixelCache): _same_pixels(source.view, view)
     pixels = source if isinstance(source, PixelCache) else load_pixels(source, view, out / "cache", progress=progress)
     if len(pixels) < 2 * bs:
         raise InputError(f"{len(pixels)} pictures can be used ({len(pixels.failures)} cannot be read): a GAN needs at least "

@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from scipy.special import betainc, betaln, digamma, gammaln, logsumexp, softmax
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from .catalog import _hart16_columns
+from .catalog import _hart16_columns, _truth
 from .schema import PALETTE, InputError, Schema, get_schema
 
 # %% ../nbs/32_metrics.ipynb #07a4c894
@@ -88,6 +88,26 @@ def confident_accuracy(
         rows[q.name] = (sure.sum(), right.mean(), np.bincount(said).max() / sure.sum())
     return pd.DataFrame.from_dict(rows, orient="index", columns=["galaxies", "accuracy", "commonest"])
 
+# %% ../nbs/32_metrics.ipynb #b7f1c9a2
+def _true_or_false(label) -> np.ndarray:
+    "Labels as bool: none blank, none between"
+    label = np.asarray(label)
+    if label.dtype == bool: return label
+    blank = pd.isna(label)
+    if blank.any(): raise InputError(f"{blank.sum()} of {len(label)} labels are blank, the first in row "
+                                     f"{blank.argmax()}: leave these galaxies out, of the scores too")
+    truth = _truth(label)
+    if (wrong := np.isnan(truth)).any():
+        raise InputError(f"the label in row {wrong.argmax()} is {label[wrong.argmax()]!r}: labels are true "
+                         "or false, 1 or 0; of fractions make them by fraction >= .5")
+    return truth == 1
+
+def _as_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    "A table of scores, if it holds nothing else"
+    text = [name for name in scores if not pd.api.types.is_numeric_dtype(scores[name])]
+    if text: raise InputError(f"column {text[0]!r} holds {scores[text[0]].iloc[0]!r} and so on, which are no scores: leave it out")
+    return scores
+
 # %% ../nbs/32_metrics.ipynb #b40c7d93
 def _expected_finds(label, score) -> np.ndarray:   # (galaxies,) 0 to 1, the highest score first
     "Finds expected at each place of the list: the label, or where scores are equal the mean of their labels"
@@ -104,7 +124,7 @@ def rank_weighted_score(
     n: int,   # length of the list that a person reads
 ) -> float:   # 0 to 1; 1 when the first `n` are all of the class
     "Share of the weight n, n-1, ..., 1 of the first `n` places that falls on finds (Lochner & Bassett 2021)"
-    n = min(n, len(label))
+    label, n = _true_or_false(label), min(n, len(label))
     return float(_expected_finds(label, score)[:n] @ np.arange(n, 0, -1) / (n * (n + 1) / 2))
 
 # %% ../nbs/32_metrics.ipynb #aec7315f
@@ -114,7 +134,7 @@ def ranking_metrics(
     n: int = 50,   # length of the list that a person reads
 ) -> dict:         # galaxies, positives, base_rate, roc_auc, average_precision, precision, recall, lift, rank_weighted
     "How well `score` puts the class first, over the whole list and in the first `n`; ties as the mean of all orders"
-    label, score = np.asarray(label, bool), np.asarray(score, float)
+    label, score = _true_or_false(label), np.asarray(score, float)
     if len(label) != len(score):
         raise InputError(f"{len(label)} labels for {len(score)} scores: one is needed for each galaxy")
     if not np.isfinite(score).all():
@@ -160,7 +180,7 @@ def calibration_error(
     bins: int = 5,  # of equal number of galaxies
 ) -> float:         # 0 (perfect) to 1
     "Expected calibration error in bins of equal count (Naeini et al. 2015); equal probabilities share their finds"
-    probability = np.asarray(probability, float)
+    label, probability = _true_or_false(label), np.asarray(probability, float)
     groups = [np.array_split(x, bins) for x in (_expected_finds(label, -probability), np.sort(probability))]
     return float(sum(len(y) * abs(y.mean() - p.mean()) for y, p in zip(*groups) if len(y)) / len(probability))
 

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from .metrics import _expected_finds, bootstrap, ranking_metrics
+from .metrics import _expected_finds, _true_or_false, bootstrap, ranking_metrics
 from .schema import PALETTE, InputError, near_names
 from .store import atomic_write
 
@@ -374,6 +374,7 @@ def _card(
         raise InputError(f"the number {card.get('name')!r} has a {key!r}; {near_names(key, _CARD)}")
     for key in {"name", "value"} - set(card): raise InputError(f"a number needs a {key!r}; this one has {sorted(card)}")
     value, interval, better = card["value"], card.get("interval"), card.get("better", "higher")
+    if interval and not np.isfinite(interval).all(): interval = None   # too few to tell
     if better not in ("higher", "lower"):
         raise InputError(f"{card['name']!r} is better when {better!r}; it must be 'higher' or 'lower'")
     words = " to ".join(_number(end, like=value) for end in interval) if interval else ""
@@ -385,7 +386,7 @@ def _card(
         if target is not None:
             reached = value >= target if better == "higher" else value <= target
             words += "; target reached" if reached else "; target missed"
-        parts += [_scale(card, kind, against), ft("p", words, cls=f"verdict {kind}")]
+        parts += [_scale(card | dict(interval=interval), kind, against), ft("p", words, cls=f"verdict {kind}")]
     return ft("div", *parts, ft("p", str(card["note"]), cls="note") if card.get("note") else "", cls="card")
 
 @patch
@@ -650,7 +651,7 @@ def plot_vote_scatter(
 def _placed(label, score) -> tuple:
     "Labels and scores as arrays, after a check that they can be ranked"
     ranking_metrics(label, score)
-    return np.asarray(label, bool), np.asarray(score, float)
+    return _true_or_false(label), np.asarray(score, float)
 
 def _auc(label, score) -> float:
     "Area under the ROC curve; a `ValueError` where it does not exist"

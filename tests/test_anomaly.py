@@ -1,5 +1,8 @@
 "Scorers that survive a file, a fusion that refuses what it cannot rank, and labels that are never lost"
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -87,8 +90,8 @@ def test_a_galaxy_is_not_its_own_neighbour():
 def broken(data: bytes) -> dict:
     "Files that are no scorer, by what the error must say"
     arrays = {"mean": np.zeros(3)}
-    def noted(**note): return save_tensors(arrays, {"scorer": json.dumps(dict(format=1, kind="forest", components=2, seed=0, sha256="") | note)})
-    return {"cut short": data[:len(data) // 2], "damaged": b"", "but no scorer": save_tensors(arrays), "upgrade": noted(format=2),
+    def noted(**note): return save_tensors(arrays, {"scorer": json.dumps(dict(format=2, kind="forest", components=2, seed=0, sha256="") | note)})
+    return {"cut short": data[:len(data) // 2], "damaged": b"", "but no scorer": save_tensors(arrays), "upgrade": noted(format=3), "fit and save again": noted(format=1),
             "unknown here": noted(kind="forst"), "checksum": noted()}
 
 
@@ -97,7 +100,7 @@ def broken(data: bytes) -> dict:
 def test_a_scorer_that_lacks_something(tmp_path, lacking, said):
     scorer = ForestScorer().fit(FEATURES)
     arrays = {name: array for name, array in scorer.arrays.items() if name != lacking}
-    note = dict(format=1, kind="forest", components=2, seed=0, sha256=anomaly._digest(arrays))
+    note = dict(format=2, kind="forest", components=2, seed=0, sha256=anomaly._digest(arrays, "forest", 2, 0))
     note.pop(lacking, None)
     (tmp_path / "kept.safetensors").write_bytes(save_tensors(arrays, {"scorer": json.dumps(note)}))
     with pytest.raises(InputError, match=said): load_scorer(tmp_path / "kept.safetensors")
@@ -205,6 +208,13 @@ def test_labels_of_any_kind(kind):
     scores = pd.DataFrame({"good": ODD + .1 * RNG.normal(size=N)})
     label = ODD.tolist() if kind is list else pd.Series(ODD).astype(kind)
     pd.testing.assert_frame_equal(anomaly_report(scores, label), anomaly_report(scores, ODD))
+
+
+def test_text_is_no_score():
+    table = pd.DataFrame({"id_str": IDS, "good": ODD * 1.})
+    with pytest.raises(InputError, match=f"column 'id_str' holds '{IDS[0]}' and so on, which are no scores"): anomaly_report(table, ODD)
+    others = table.assign(picture="a.png")
+    with pytest.raises(InputError, match="column 'picture' holds 'a.png'"): score_anomalies(FEATURES, FEATURES, ["forest"], others=others, ids=IDS)
 
 
 # A person in the loop
@@ -364,6 +374,48 @@ def test_labels_of_another_table_are_refused(tmp_path, ids, features):
     before = file.read_bytes()
     with pytest.raises(InputError, match="another table"): ActiveSearch(ids, features, file)
     assert file.read_bytes() == before
+
+
+def test_everything_is_labelled():
+    for name in STRATEGIES:
+        strategy = STRATEGIES[name](FEATURES[-30:])
+        score, order = strategy.learn(np.arange(30), ODD[-30:].astype(float), np.random.default_rng(0))
+        assert np.isfinite(score).all(), name
+
+
+def test_no_bit_of_a_scorer_can_change_unseen(tmp_path):
+    file = ForestScorer(seed=3).fit(FEATURES[:60]).save(tmp_path / "s.safetensors")
+    data, damaged, score = file.read_bytes(), tmp_path / "d.safetensors", load_scorer(file).score(FEATURES)
+    end = int.from_bytes(data[:8], "little") + 8
+    for place in (data.index(b"seed") + 8, *range(8, end, 7)):
+        for bit in (1, 4):
+            damaged.write_bytes(data[:place] + bytes([data[place] ^ bit]) + data[place + 1:])
+            try: again = load_scorer(damaged).score(FEATURES)
+            except InputError: continue
+            np.testing.assert_array_equal(again, score)
+
+
+def test_a_disk_with_room_for_half_a_line(tmp_path):
+    "The half goes, and the label can be said again in the same session"
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_anomaly import *
+search = ActiveSearch(IDS, FEATURES, {str(tmp_path)!r})
+for i in range(5): search.label(IDS[i], i % 2)
+before = search.file.read_bytes()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limit[1]))
+with pytest.raises(InputError, match="cannot be written .*say it again"): search.label(IDS[9], 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+assert search.file.read_bytes() == before
+search.label(IDS[9], 1)
+assert len(ActiveSearch(IDS, FEATURES, {str(tmp_path)!r})) == 6
+"""
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_full_disk_loses_no_label(tmp_path, monkeypatch):

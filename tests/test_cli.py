@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from gz_nbdev import cli
 from gz_nbdev.cli import _practice, gz_check, gz_simulate, gz_tour, open_tour
 from gz_nbdev.models import load_weights
 from gz_nbdev.schema import InputError, get_schema
@@ -195,3 +196,16 @@ def test_the_survey_to_practise_on_is_the_one_that_was_asked_for(tmp_path):
     assert len(more) == 6 and more.id_str[:4].tolist() == first.id_str.tolist()
     for other in (dict(seed=1), dict(schema="gz2")):
         with pytest.raises(InputError, match="another survey"): _practice(tmp_path, **ask | other)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_who_defines_what_is_normal_is_not_listed_below_others(known):
+    "Where the truth is unknown all galaxies are listed, so all are seen in the same way"
+    rng, n = np.random.default_rng(0), 400
+    catalog = pd.DataFrame(dict(id_str=[f"g{i}" for i in range(n)], split=np.where(np.arange(n) % 2, "test", "train")))
+    truth = pd.DataFrame(dict.fromkeys(("merger", "arc", "artefact"), np.arange(n) % 40 == 1)) if known else None
+    data = cli.TourData(catalog, None, None, None, truth, [])
+    _, table, report = cli.judge_anomalies(data, catalog.id_str, rng.normal(size=(n, 60)))
+    trains = table.nlargest(50, "anomaly_score").id_str.map(catalog.set_index("id_str").split) == "train"
+    assert (report is None) != known
+    assert trains.sum() > 12 or known

@@ -80,7 +80,7 @@ def test_critic_steps_leave_the_generator_alone_and_turns_the_critic():
 
 def test_stopped_training_ends_where_an_undisturbed_one_does(tmp_path, monkeypatch):
     source, asked = pictures(80), dict(SMALL, iterations=200, encoder_steps=20)
-    monkeypatch.setattr(g, "_loaders", lambda *args, was=g._loaders: was(*args[:2], 10, *args[3:]))
+    monkeypatch.setattr(g, "_loaders", lambda *args, was=g._loaders, **stage: was(*args[:2], 10, *args[3:], **stage))
     whole = g.train_gan(source, tmp_path / "whole", **asked)
     kept = g._Keep.after_epoch
     def stop(self):
@@ -328,3 +328,18 @@ def test_weights_on_a_full_disk_leave_the_older_ones(tmp_path, monkeypatch, kind
     with pytest.raises(InputError, match="No space left.*make room"): save()
     assert {p.name: p.read_bytes() for p in (tmp_path / "weights").iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_cache_of_another_view_is_refused(tmp_path):
+    cache = load_pixels(pictures(80), View(32, .5), progress=False)
+    with pytest.raises(InputError, match="made with crop=0.5, and crop=1.0 is asked for"): g.train_gan(cache, tmp_path, iterations=2, **SMALL)
+    assert not (tmp_path / "weights").exists()
+
+
+def test_no_stage_is_judged_on_what_another_was_trained_on():
+    pixels = pictures(80).images
+    first, second = (g._loaders(pixels, 16, 3, 16, 0, torch.device("cpu"), stage) for stage in (0, 1))
+    for dls in (first, second):
+        assert dls.valid.dataset.rows.tolist() == first.valid.dataset.rows.tolist()
+        assert not set(dls.train.dataset.rows.tolist()) & set(first.valid.dataset.rows.tolist())
+    assert not torch.equal(first.train.dataset[0][1], second.train.dataset[0][1])   # but each draws its own

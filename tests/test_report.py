@@ -421,3 +421,12 @@ def test_in_a_browser(tmp_path):
     assert orders == [["2.0", "10.0", "–"], ["10.0", "2.0", "–"], ["a", "b9", "b10"]]
     assert (ran, width, loaded, shown) == (0, 390, True, [])
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+def test_an_interval_without_ends_is_left_out():
+    page = Page("x").figures([dict(name="n", value=1., interval=(0., np.inf), chance=.5), dict(name="m", value=2., interval=(np.nan, 3.), chance=.5)])
+    assert "90%" not in page.html and "inf" not in page.html
+
+
+def test_blank_labels_are_not_of_the_class():
+    with pytest.raises(InputError, match="2 of 5 labels are blank"): plot_roc([1, 0, np.nan, np.nan, 0], [5., 4, 3, 2, 1])
