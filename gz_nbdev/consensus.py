@@ -28,7 +28,7 @@ from sklearn.decomposition import PCA
 
 from .schema import PALETTE, InputError, near_names
 from .catalog import FORMATS, _count, _layout, _read_rows, _shown, match_ids, read_table
-from .metrics import _expected_finds, bootstrap, rank_weighted_score, ranking_metrics
+from .metrics import _expected_finds, _true_or_false, bootstrap, rank_weighted_score, ranking_metrics
 from .predict import _same_threads
 from .represent import _umap
 from .gan import weighted_score
@@ -271,12 +271,19 @@ def _as_written(source, ids: pd.Series) -> pd.Series:
     text = _read_rows(path, _layout(path), usecols=[ids.name], dtype=str)[ids.name]
     return ids if text.str.contains("[.eE]").any() else text   # written as floats, digits are lost already
 
+def _as_names(ids: pd.Series, where: str) -> pd.Series:
+    "Ids as text, '' where there is none"
+    names = ids.astype("str").str.strip()
+    names = names.mask(names.isna() | names.isin(["nan", "None", "<NA>"]), "")
+    known = names[names != ""]
+    if len(known) and (ids.dtype.kind == "f" or known.str.fullmatch(r"\d(\.\d+)?[eE]\+?\d+").all()):
+        raise InputError(f"The ids of {where} are numbers with a point ({known.iloc[0]}): read them as text")
+    return names
+
 def _text_ids(ids: pd.Series, where: str) -> pd.Series:
     "Ids as text: none blank, none twice"
-    if ids.dtype.kind == "f" or (len(ids) and ids.astype("str").str.fullmatch(r"\d(\.\d+)?[eE]\+?\d+").all()):
-        raise InputError(f"The ids of {where} are numbers with a point ({ids.iloc[0]}): read them as text")
-    ids = ids.astype("str").str.strip()
-    blank, twice = ids.isna() | ids.isin(["", "nan", "None", "<NA>"]), ids[ids.duplicated()]
+    ids = _as_names(ids, where)
+    blank, twice = ids == "", ids[ids.duplicated()]
     if blank.any():
         raise InputError(f"No id in {_count(int(blank.sum()), 'row')} of {where}, the first is row {blank.argmax()}")
     if len(twice):
@@ -285,6 +292,7 @@ def _text_ids(ids: pd.Series, where: str) -> pd.Series:
                          "is needed; add up the counts of its workflows first")
     return ids
 
+# %% ../nbs/80_consensus.ipynb #47d2f8ac
 def _whole(votes: pd.DataFrame, want: str) -> np.ndarray:
     "The column as whole numbers, none beyond a thousand million"
     value = pd.to_numeric(votes[want], errors="coerce").to_numpy(float, na_value=np.nan)
@@ -522,7 +530,7 @@ def auc_interval(
     score,    # (subjects,) higher should mean more likely
 ) -> tuple:   # AUC and 90% interval; the ends are NaN where there are too few to tell
     "ROC AUC with the interval of DeLong et al. (1988), on the logit scale so that it stays within 0 and 1"
-    label, score = np.asarray(label, bool), np.asarray(score, float)
+    label, score = _true_or_false(label), np.asarray(score, float)
     if label.shape != score.shape:
         raise InputError(f"{len(label)} labels for {len(score)} scores: one is needed for each subject")
     bad = ~np.isfinite(score)
@@ -626,8 +634,9 @@ def read_scores(
     subject = found.get("subject_id", found.get("id_str"))
     if subject is not None: ids["id_str"] = _text_ids(_as_written(source, subject), "the scores")
     if "filename" in found:
-        names = _text_ids(_as_written(source, found["filename"]), "the scores")
-        names = names.str.replace(r"^.*[/\\]|\.(png|jpe?g|fits)$", "", regex=True)
+        as_text = _text_ids if subject is None else _as_names   # beside ids a picture may be missing, or be of several
+        names = as_text(_as_written(source, found["filename"]), "the scores")
+        names = names.str.replace(r"(?i)^.*[/\\]|\.(png|jpe?g|fits)$", "", regex=True)
         if subject is None: names = _text_ids(names, "the scores, folder and suffix cut off")
         ids = {"id_str": names} | ids | {"picture": names}
     if not ids: raise InputError(f"No column names the subjects: {near_names('subject_id', table.columns)}")

@@ -580,13 +580,13 @@ _MAYBE = ("user_id", "user_ip", "gold_standard", "subject_ids")
 _REMEMBERED = 50_000   # annotations that are kept in mind, so that each is parsed once
 
 class _Tally:
-    "What has been read: twenty bytes a classification; every person, subject and set of answers once"
+    "What has been read: twenty-eight bytes a classification; every person, subject and set of answers once"
     def __init__(self, workflow: Workflow, version: str, since, id_name: str | None):
         self.workflow, self.version, self.since, self.boxes = workflow, version, since, _boxes(workflow)
         self.wanted = {*ID_NAMES, *RA_NAMES, *DEC_NAMES, *([_key(id_name)] if id_name else [])} - {"subject_id"}
         self.people, self.subjects, self.ballots, self.seen, self.metadata = {}, {}, {}, {}, {}
         self.aside, self.versions, self.others, self.unknown = Counter(), Counter(), Counter(), Counter()
-        self.broken, self.chunks, self.rows, self.period = [], [], 0, None
+        self.broken, self.chunks, self.rows, self.period, self.odd_dates = [], [], 0, None, {}
 
     def ballot(self, text: str) -> int:
         "The number of the set of answers in an annotation; -1 where it is broken"
@@ -636,13 +636,28 @@ def _belongs(self: _Tally, table, lines) -> np.ndarray:   # rows that may count,
     return kept
 
 # %% ../nbs/07_zooniverse.ipynb #a054ae5f
+_NEVER = np.iinfo(np.int64).max
+
 def _times(values) -> np.ndarray:
-    "`2018-02-20 10:44:42 UTC` in seconds; the end of time where it is missing"
+    "`2018-02-20 10:44:42 UTC` in seconds; the end of time where there is none that can be read"
     import pyarrow.compute as pc
     text = pc.replace_substring(pc.utf8_slice_codeunits(values, 0, 19), "T", " ")
     time = pc.strptime(text, format="%Y-%m-%d %H:%M:%S", unit="s", error_is_null=True).cast("int64")
-    return pc.fill_null(time, np.iinfo(np.int64).max).to_numpy()
+    return pc.fill_null(time, _NEVER).to_numpy()
 
+def _since(since) -> int:
+    "A day, or a time with or without its zone, in seconds; UTC where no zone is said"
+    try: when = pd.to_datetime(str(since).removesuffix(" UTC"), format="ISO8601", utc=True)
+    except ValueError: when = pd.NaT
+    if pd.isna(when): raise InputError(f"since={since!r} is no date: write the first day that counts as '2018-02-01'")
+    return int(when.timestamp())
+
+def _numbers(values) -> np.ndarray:
+    "The numbers of classifications; below zero where there is none"
+    import pyarrow.compute as pc
+    return pc.if_else(pc.match_substring_regex(values, r"^\d{1,18}$"), values, "-1").cast("int64").to_numpy()
+
+# %% ../nbs/07_zooniverse.ipynb #6f2c9b18
 @patch
 def _take_subjects(self: _Tally, subjects, names, data, kept) -> list:   # rows whose subject_data is broken
     "Keep what the first good row of each subject says about it"
@@ -653,6 +668,19 @@ def _take_subjects(self: _Tally, subjects, names, data, kept) -> list:   # rows 
         except (ValueError, RecursionError, TypeError): broken.append(int(row))
     return broken
 
+@patch
+def _put_dates_aside(self: _Tally, created, times, kept) -> None:
+    "Take out of `kept`, where it matters, rows from before `since` and those without a date"
+    import pyarrow.compute as pc
+    undated = kept & (times == _NEVER)
+    self.aside["undated"] += int(undated.sum())
+    for text in pc.unique(created.filter(undated)).to_pylist()[:5 - len(self.odd_dates)]: self.odd_dates[text] = True
+    if self.since is None: return
+    early = kept & (times < self.since)
+    self.aside["since"] += int(early.sum())
+    kept &= ~(early | undated)
+
+# %% ../nbs/07_zooniverse.ipynb #b90d5e63
 @patch
 def add(self: _Tally, table, lines, bad):
     "Count one block of the file"
@@ -675,10 +703,9 @@ def add(self: _Tally, table, lines, bad):
         kept[row] = False
         self.broken.append((int(lines[row]), table["classification_id"][int(row)].as_py(), column))
     self.aside["broken"] += len(bad)
-    if self.since is not None:
-        self.aside["since"] += int((kept & (times < self.since)).sum())
-        kept &= times >= self.since
-    self.chunks.append((subjects[kept].astype(np.int32), people[kept].astype(np.int32), times[kept], ballots[kept]))
+    self._put_dates_aside(table["created_at"], times, kept)
+    self.chunks.append((subjects[kept].astype(np.int32), people[kept].astype(np.int32), times[kept], ballots[kept],
+                        _numbers(table["classification_id"])[kept]))
 
 # %% ../nbs/07_zooniverse.ipynb #e10e26ca
 @patch
@@ -687,16 +714,20 @@ def votes(self: _Tally) -> tuple:   # votes (subjects, answers); classifications
     from scipy.sparse import coo_matrix, csr_matrix
     ballots = list(self.ballots)
     shape = len(self.subjects), len(ballots)
-    none = [(np.zeros(0, np.int64),) * 4]
-    subject, person, time, ballot = (np.concatenate(parts) for parts in zip(*(self.chunks or none)))
+    none = [(np.zeros(0, np.int64),) * 5]
+    subject, person, time, ballot, number = (np.concatenate(parts) for parts in zip(*(self.chunks or none)))
     self.chunks = []
+    new = ~pd.Series(number).duplicated().to_numpy() | (number < 0)
+    self.aside["doubled"] += int((~new).sum())
+    if not new.all(): subject, person, time, ballot = (part[new] for part in (subject, person, time, ballot))
+    del number, new
     answered = np.array([bool(indices) for indices, _ in ballots] or [False])
     for number, times in enumerate(np.bincount(ballot, minlength=len(ballots))):
         for pair in ballots[number][1] if times else (): self.unknown[pair] += int(times)
     known = answered[ballot] if len(ballot) else np.zeros(0, bool)
     self.aside["empty"] += int((~known).sum())
     if not known.all(): subject, person, time, ballot = (part[known] for part in (subject, person, time, ballot))
-    dated = time[time < np.iinfo(np.int64).max]
+    dated = time[time < _NEVER]
     self.period = (dated.min(), dated.max()) if len(dated) else None
     if (np.diff(time) < 0).any():
         order = np.argsort(time, kind="stable")
@@ -716,6 +747,7 @@ def votes(self: _Tally) -> tuple:   # votes (subjects, answers); classifications
 # %% ../nbs/07_zooniverse.ipynb #ad22a4ed
 _ASIDE = {"workflow": "of other workflows", "version": "of other versions", "gold": "made as gold standard",
           "live": "made before the project went live", "since": "made before the date given",
+          "doubled": "whose number came before: a row that is there twice counts once",
           "empty": "without an answer that counts",
           "repeats": "by people who had seen the subject before: their first one counts"}
 
@@ -725,6 +757,16 @@ def _between(period) -> str:
     first, last = (str(np.datetime64(int(seconds), "s"))[:10] for seconds in period)
     return f" ({first} to {last})"
 
+_DATES = "Dates are written 2018-02-20 10:44:42 UTC. If a spreadsheet has rewritten them, download the export again"
+
+def _undated(tally: _Tally) -> Finding:
+    "What became of rows without a date"
+    how = ("counted, after those that have one" if tally.since is None else
+           "left out, as it may be older than the date given")
+    return Finding("warning", f"{_count(tally.aside['undated'], 'classification')} without a date that can be read ({how})",
+                   tally.aside["undated"], tuple(map(repr, tally.odd_dates)), _DATES)
+
+# %% ../nbs/07_zooniverse.ipynb #a8d46b07
 def _findings(tally: _Tally, per_subject: np.ndarray, per_person: np.ndarray) -> list:
     "What reading the classifications has to say"
     counted, people = int(per_subject.sum()), per_person[per_person > 0]
@@ -740,6 +782,7 @@ def _findings(tally: _Tally, per_subject: np.ndarray, per_person: np.ndarray) ->
         if tally.aside[why]: found.append(Finding(
             "ok", f"{_count(tally.aside[why], 'classification')} {what}", tally.aside[why],
             tuple(f"{name} ({n:,})" for name, n in Counter(examples.get(why, {})).most_common(5)), advice.get(why, "")))
+    if tally.aside["undated"]: found.append(_undated(tally))
     if tally.broken:
         shown = tuple(f"line {line}, classification {key or '?'}: {what}" for line, key, what in tally.broken[:5])
         found.append(Finding("warning", f"{_count(len(tally.broken), 'row')} that cannot be read", len(tally.broken),
@@ -776,6 +819,10 @@ def _refuse(tally: _Tally, counted: int, name: str) -> None:
         raise InputError(f"{name}: {len(tally.broken):,} of {total:,} rows cannot be read, the first in line {line} "
                          f"(classification {key or '?'}: {what}). Download the export again")
     if counted: return
+    if tally.since is not None and tally.aside["undated"]:
+        raise InputError(f"{name}: none of the {total:,} classifications counts. {tally.aside['undated']:,} of them have no "
+                         f"date that can be read ({', '.join(map(repr, tally.odd_dates))}), and are left out where only those "
+                         f"since a day are wanted. {_DATES}, or leave out `since`")
     if tally.aside["workflow"] == total - len(tally.broken):
         raise InputError(f"{name} is an export of another workflow: nothing of {flow.id} ({flow.name}); it has "
                          f"{shown(tally.others)}")
@@ -789,13 +836,18 @@ def _refuse(tally: _Tally, counted: int, name: str) -> None:
     raise InputError(f"{name}: none of the {total:,} classifications counts: {dict(+tally.aside)}")
 
 # %% ../nbs/07_zooniverse.ipynb #dd21f83b
+def _id_text(value) -> str:
+    "Text and whole numbers as an id; '' for anything else, such as a number whose last digits are lost"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53: return str(int(value))
+    return str(value) if isinstance(value, (str, int)) else ""
+
 def _choose_id(known: pd.DataFrame, id_name, notes: list):   # texts, or None
     "The first known id that every subject has and no two share"
     if id_name and _key(id_name) not in known:
         raise InputError(f"No subject has {id_name!r} in its metadata: {near_names(id_name, known.columns)}")
     for column in [_key(id_name)] if id_name else _known(known.columns, ID_NAMES):
         if column == "subject_id": continue
-        text = known[column].map(lambda value: str(value) if isinstance(value, (str, int)) else "").astype("str")
+        text = known[column].map(_id_text).astype("str")
         if (text != "").all() and text.is_unique:
             notes.append(f"id_str is {column!r}")
             return text
@@ -804,7 +856,7 @@ def _choose_id(known: pd.DataFrame, id_name, notes: list):   # texts, or None
 
 def _named(subjects: list, metadata: list, id_name, notes: list) -> pd.DataFrame:
     "id_str, subject_id, and position where it is known"
-    known = pd.DataFrame(metadata, index=range(len(subjects)))
+    known = pd.DataFrame(metadata, index=range(len(subjects)), dtype=object)   # whole numbers stay whole beside blanks
     table = pd.DataFrame({"subject_id": pd.Series(subjects, dtype="str")})
     ids = _choose_id(known, id_name, notes)
     if ids is None: notes.append("id_str is 'subject_id'")
@@ -838,7 +890,7 @@ def read_classifications(
         raise InputError("The answers in an export make sense only with the workflow they were given to: "
                          "read_workflow('...-workflows.csv', names=...)")
     path, separator, names = _header(path, _NEEDED, "classification")
-    since = None if since is None else int(pd.Timestamp(since, tz="UTC").timestamp())
+    since = None if since is None else _since(since)
     tally = _Tally(workflow, version or workflow.version.split(".")[0] or "any", since, id_name)
     columns = [c for c in (*_NEEDED, *_MAYBE) if c in names]
     for table, lines, bad, _ in _bar(_tables(path, separator, names, columns), path, tally, progress):
@@ -870,14 +922,15 @@ def _subject_row(metadata: str, locations: str) -> dict:
     return row | {"url": url if re.match(r"https?://", url) else ""}
 
 def _tidy(values: pd.Series) -> pd.Series:
-    "Numbers where all are numbers, else text; ids are text"
+    "Numbers where all are numbers, else text; ids are text, and whole numbers too long for a float"
     def text(value):
         if value is None or value != value: return ""
-        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53: return str(int(value))
-        return value if isinstance(value, str) else json.dumps(value)
+        if isinstance(value, str): return value
+        return isinstance(value, float) and _id_text(value) or json.dumps(value)
     known = [value for value in values if value is not None and value == value]
     numbers = known and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known)
-    if numbers and not _is_id(values.name): return pd.to_numeric(values)
+    long = numbers and all(isinstance(value, int) for value in known) and max(map(abs, known)) >= 2**53
+    if numbers and not long and not _is_id(values.name): return pd.to_numeric(values)
     return values.map(text).astype("str")
 
 # %% ../nbs/07_zooniverse.ipynb #4f982772
@@ -893,7 +946,7 @@ def read_subjects(
         for line, row in zip(lines, table.to_pylist() if table is not None else ()):
             try: rows.append(row | _subject_row(row.pop("metadata"), row.pop("locations")))
             except (ValueError, RecursionError): bad.append((int(line), row["subject_id"], "metadata or locations"))
-        parts.append(pd.DataFrame(rows))
+        parts.append(pd.DataFrame(rows, dtype=object))   # whole numbers stay whole beside blanks
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if len(table) <= len(bad):
         where = f" (line {bad[0][0]}: {bad[0][2]})" if bad else ""
@@ -907,7 +960,8 @@ def read_subjects(
         table = table.iloc[np.argsort(table.workflow_id.to_numpy() != str(workflow), kind="stable")]
     table = table.drop_duplicates("subject_id").sort_index().reset_index(drop=True)
     kept = [c for c in table if c not in columns]
-    table = pd.concat([table.drop(columns=kept), *(_tidy(table[c]) for c in kept)], axis=1)
+    told = table.drop(columns=kept).astype({c: "str" for c in columns if c in table and c != "classifications_count"})
+    table = pd.concat([told, *(_tidy(table[c]) for c in kept)], axis=1)
     findings = [Finding("ok", f"{_count(len(table), 'subject')} read", len(table))]
     if bad: findings.append(Finding("warning", f"{_count(len(bad), 'subject')} that cannot be read", len(bad),
                                     tuple(f"line {line}, subject {key or '?'}: {what}" for line, key, what in bad[:5])))
@@ -1012,6 +1066,8 @@ def _task_votes(rows: pd.DataFrame, task: Task, name: str) -> tuple:   # table o
     no = pd.DataFrame(asked[:, None] - votes, rows.subject_id, [f"{column[:-4]}_no" for column in task.columns])
     return table.join(no), unknown
 
+_AGGREGATION = "data.aggregation_version"   # panoptes_aggregation writes its own version beside the answers
+
 def read_reductions(
     path,                   # `question_reducer_*.csv` of panoptes_aggregation, or the reductions of Caesar
     workflow: Workflow,     # as `read_workflow` gives it
@@ -1020,11 +1076,12 @@ def read_reductions(
     if not isinstance(workflow, Workflow):
         raise InputError("Reductions make sense only with their workflow: read_workflow(...)")
     path, separator, names = _header(path, ("subject_id",), "reduction")
-    if not any(name.startswith("data.") for name in names):
+    if not any(name.startswith("data.") for name in names if name != _AGGREGATION):
         raise InputError(f"{path.name} has no column 'data.<answer>': {near_names('data.yes', names)}")
     try: table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, EOFError, OSError, zlib.error) as e:
         raise InputError(f"{path.name} cannot be read: {e}. Download it again") from e
+    table = table.drop(columns=_AGGREGATION, errors="ignore")
     if "workflow_id" in table and workflow.id: table = table[table.workflow_id == workflow.id]
     if not len(table): raise InputError(f"{path.name} has no row of workflow {workflow.id} ({workflow.name})")
     keys = [task.key for task in workflow.tasks]
@@ -1038,7 +1095,7 @@ def _reductions(table: pd.DataFrame, workflow: Workflow, name: str) -> pd.DataFr
     "The votes of all tasks side by side"
     twice = table[table.duplicated(["subject_id", "task"])]
     if len(twice):
-        reducers = ", ".join(table.get("reducer_key", pd.Series(dtype=str)).unique()[:4])
+        reducers = ", ".join(table.get("reducer_key", table.get("reducer", pd.Series(dtype=str))).unique()[:4])
         raise InputError(f"{name} has {len(twice):,} rows for a subject and task that came before (subject "
                          f"{twice.subject_id.iloc[0]}, {twice.task.iloc[0]}): keep the rows of one reducer "
                          f"({reducers})")

@@ -356,6 +356,15 @@ def test_auc_edges():
     with pytest.raises(InputError, match="3 labels for 2 scores"): auc_interval([0, 1, 1], [1, 2])
 
 
+def test_auc_of_labels_that_are_text_blank_or_between():
+    score = [.1, .2, .9, .3]
+    for label in (["0", "0", "1", "0"], ["False", "false", "True", "False"], [0., 0., 1., 0.]):
+        assert auc_interval(label, score)[0] == 1
+    with pytest.raises(InputError, match="1 of 4 labels are blank, the first in row 2"):
+        auc_interval([0, 0, np.nan, 1], score)
+    with pytest.raises(InputError, match="the label in row 1 is .*0.05"): auc_interval([0, .05, 1, 0], score)
+
+
 def test_tag_interest(project, votes):
     interest, tags = shrink(votes), read_tags(project[0] / TAGS)
     crowd = tag_interest(interest, tagged_subjects(tags))
@@ -393,6 +402,27 @@ def test_pictures_of_one_name_in_two_folders_are_refused_as_ids():
         read_scores(pd.DataFrame(dict(filename=names, anomaly_score=[1, 2])))
     table = read_scores(pd.DataFrame(dict(filename=names, subject_id=["7", "8"], anomaly_score=[1, 2])))
     assert table.id_str.tolist() == ["7", "8"] and table.picture.tolist() == ["1", "1"]
+
+
+@pytest.mark.parametrize("names, pictures", [
+    (["a.png", "a.png"], ["a", "a"]), (["a.png", ""], ["a", ""]), (["b/00012.PNG", "c\\d.JPG"], ["00012", "d"]),
+    (["", ""], ["", ""])])
+def test_pictures_beside_ids_may_be_blank_or_shared(tmp_path, names, pictures):
+    table = pd.DataFrame(dict(subject_id=[1, 2], filename=names, anomaly_score=[3, 4]))
+    table.to_csv(tmp_path / "s.csv", index=False)
+    for source in (tmp_path / "s.csv", table, table.replace("", np.nan)):
+        read = read_scores(source)
+        assert read.id_str.tolist() == ["1", "2"] and read.picture.tolist() == pictures
+
+
+def test_numbers_of_pictures_that_lost_digits_are_refused_beside_ids():
+    with pytest.raises(InputError, match="numbers with a point"):
+        read_scores(pd.DataFrame(dict(subject_id=["1", "2"], filename=[7e16, np.nan], a_score=[1., 2.])))
+
+
+def test_suffixes_of_pictures_go_in_capitals_too():
+    table = read_scores(pd.DataFrame(dict(filename=["a/1.PNG", "2.Jpeg", "3.FITS"], a_score=[1, 2, 3])))
+    assert table.id_str.tolist() == ["1", "2", "3"]
 
 
 def test_read_scores_keeps_zeros_and_refuses_blanks(tmp_path):

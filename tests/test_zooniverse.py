@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from datetime import date
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ HEAD = ("classification_id,user_name,user_id,user_ip,workflow_id,workflow_name,w
 ICONS = "https://panoptes-uploads.zooniverse.org/production/project_attached_image"
 ICON = f"![feature_or_disk.png]({ICONS}/f353f2f1-a47e-439d-b9ca-020199162a79.png"
 DR5 = get_schema("dr5")
+LONG = 587722981741363294, 587722981741363323   # the same number, as floats
 
 # The questions and answers of Galaxy Zoo DECaLS (workflow 6122) as volunteers read them; (answers, where each leads)
 DECALS = {
@@ -316,6 +318,15 @@ def test_ids_stay_text_and_names_that_are_shared_are_no_ids(tmp_path, decals):
         read(tmp_path, decals, rows, id_name="ianame")
 
 
+def test_ids_keep_their_digits_where_some_subjects_have_none(tmp_path, decals):
+    rows = [row(1, subject="1", data={"objid": LONG[0], "iauname": "a"}), row(2, subject="2", data={"objid": LONG[1]}),
+            row(3, subject="3", data={"iauname": "c"})]
+    table = read(tmp_path, decals, rows)
+    assert table.id_str.tolist() == ["1", "2", "3"] and "'objid' is no id_str: 1 subject without it" in said(table)
+    whole = read(tmp_path, decals, [*rows[:2], row(3, subject="3", data={"objid": 7})])
+    assert whole.id_str.tolist() == [*map(str, LONG), "7"]
+
+
 def test_the_first_vote_of_a_person_counts_by_time_not_by_row(tmp_path, decals):
     rows = [row(1, answers={"T0": "Smooth"}, created="2018-02-20 12:00:00 UTC"),
             row(2, answers={"T0": "Star or Artifact"}, created="2018-02-20 11:59:59 UTC"),
@@ -333,6 +344,45 @@ def test_before_go_live_gold_standard_and_since(tmp_path, decals):
     assert table.classifications[0] == 1   # of the person whose test came before the launch
     for text in ("1 classification made before the project went live", "1 classification made as gold standard",
                  "1 classification made before the date given"): assert text in said(table)
+
+
+@pytest.mark.parametrize("created", ["", "20/02/2018 10:44"])
+def test_classifications_without_a_date(tmp_path, decals, created):
+    rows = [row(1, created=created), row(2, user_id="2"), row(3, user_id="2", created=created),
+            row(4, user_id="4", created="2017-01-01 00:00:00 UTC"), row(5, user_id="5", answers={"T0": None}, created="")]
+    table = read(tmp_path, decals, rows)
+    assert table.classifications[0] == 3   # the undated one of person 2 comes after the dated one
+    assert "! 3 classifications without a date that can be read (counted" in said(table) and repr(created) in said(table)
+    table = read(tmp_path, decals, rows, since="2018-01-01")
+    assert table.classifications[0] == 1 and "1 classification made before the date given" in said(table)
+    assert "! 3 classifications without a date that can be read (left out" in said(table)
+    with pytest.raises(InputError, match="no date that can be read .*left out.*2018-02-20 10:44:42 UTC"):
+        read(tmp_path, decals, rows[:1], since="2018-01-01")
+    assert "without a date" not in said(read(tmp_path, decals, rows[1:2]))
+
+
+@pytest.mark.parametrize("since", ["2018-02-20", "2018-02-20T11:44:42+01:00", "2018-02-20 10:44:42 UTC", "2018-02",
+                                   date(2018, 2, 20), pd.Timestamp("2018-02-20 12:44:42", tz="Europe/Helsinki")])
+def test_since_may_be_a_day_or_a_time_in_any_zone(tmp_path, decals, since):
+    rows = [row(1), row(2, user_id="2", created="2018-01-31 23:59:59 UTC")]
+    assert read(tmp_path, decals, rows, since=since).classifications[0] == 1
+
+
+@pytest.mark.parametrize("since", ["2018-02-30", "yesterday or so", "01/02/2018", "", 7.5, pd.NaT])
+def test_since_that_is_no_date(tmp_path, decals, since):
+    with pytest.raises(InputError, match="since=.* is no date.*'2018-02-01'"):
+        read(tmp_path, decals, [row()], since=since)
+
+
+def test_rows_of_an_export_that_is_doubled_count_once(tmp_path, decals):
+    nobody = [row(i, user="", user_id="", ip="") for i in range(3)] + [row(8), row(9, answers={"T0": None})]
+    table = read(tmp_path, decals, nobody * 2)
+    assert votes(table) == {"smooth-or-featured-dr5_smooth": 4} and table.classifications[0] == 4
+    for text in ("4 of 10 classifications counted", "5 classifications whose number came before",
+                 "1 classification without an answer"): assert text in said(table)
+    assert "seen the subject before" not in said(table)
+    rows = [{**part, "classification_id": number} for part in nobody[:2] for number in ("", "9.1E+07")]
+    assert "whose number came before" not in said(read(tmp_path, decals, rows + nobody))
 
 
 def test_surveys_count_a_vote_for_each_choice(tmp_path):
@@ -557,6 +607,32 @@ def test_subjects_come_once_with_their_metadata_in_columns(tmp_path):
     assert test.workflow_id.tolist() == ["6122", "9999", "6122"] and test.metadata_subject_id.tolist() == ["", "5", ""]
 
 
+def test_long_numbers_keep_their_digits_where_some_subjects_have_none(tmp_path, monkeypatch):
+    rows = [subject_row(str(i), metadata={"dr7objid": n, "sdss": n, "z": .5, "age": i}) for i, n in enumerate(LONG)]
+    path = write_csv(tmp_path / "s.csv", [*rows, subject_row("2", metadata={"Filename": "tutorial.png", "age": None})])
+    for block in (1 << 24, 300):
+        monkeypatch.setattr("gz_nbdev.zooniverse._BLOCK", block)
+        table = read_subjects(path)
+        for column in ("dr7objid", "sdss"): assert table[column].tolist() == [*map(str, LONG), ""]
+        assert table.z.dtype == table.age.dtype == float and table.age[:2].tolist() == [0, 1]
+        assert table.classifications_count.tolist() == [40] * 3 and table.workflow_id.tolist() == ["6122"] * 3
+        assert all(pd.api.types.is_string_dtype(table[c]) for c in ("subject_id", "workflow_id", "retired_at", "url"))
+    whole = read_subjects(write_csv(tmp_path / "s.csv", rows))
+    assert whole.sdss.tolist() == [*map(str, LONG)] and whole.age.dtype == int
+
+
+def test_a_campaign_goes_by_ids_of_all_digits(tmp_path):
+    write_csv(tmp_path / "w.csv", [workflow_row(decals_tasks())])
+    write_csv(tmp_path / "c.csv", [row(i, user_id=str(i), subject=str(i), data={}) for i in range(2)])
+    rows = [subject_row(str(i), metadata={"dr7objid": n, "age": i}) for i, n in enumerate(LONG)]
+    write_csv(tmp_path / "s.csv", [*rows, subject_row("9", metadata={"Filename": "tutorial.png"})])
+    files = [tmp_path / f"{name}.csv" for name in "cws"]
+    assert campaign(*files, progress=False).id_str.tolist() == [*map(str, LONG)]
+    write_csv(tmp_path / "s.csv", [rows[0], subject_row("9", metadata={"age": 7})])
+    table = campaign(*files, id_name="age", progress=False)
+    assert table.dr7objid.iloc[0] == str(LONG[0]) and "'age' is no id_str: 1 subject without it" in said(table)
+
+
 def test_broken_subjects_are_told(tmp_path):
     rows = [subject_row(str(i), metadata="{" if i == 1 else None) for i in range(4)]
     table = read_subjects(write_csv(tmp_path / "s.csv", rows))
@@ -579,9 +655,10 @@ def test_reductions_zero_is_missing_and_names_are_slugs(tmp_path, decals):
     long = "data.feature-or-disk-png-" + ICONS.replace("https://", "https-").replace("/", "-").replace(".",
                                                                                                        "-").replace(
         "_", "-") + "-f353f2f1-a47e-439d-b9ca-020199162a79-png-60x-features-or-disk"
-    head = f"data.smooth,{long},data.1,data.more-than-4,data.ring,data.ring+lens-or-arc,data.None,aggregation_version"
+    head = f"data.smooth,{long},data.1,data.more-than-4,data.ring,data.ring+lens-or-arc,data.None"
     cells = "15,6122,T0,q,30,9.0,,,,,", "15,6122,T7,q,,,2,1,,,", "15,6122,T10,q,,,,,3,1,36", "16,6122,T0,q,,4,,,,,"
-    text = f"subject_id,workflow_id,task,reducer_key,{head}\n" + "".join(f"{line},5.3\n" for line in cells)
+    text = f"subject_id,workflow_id,task,reducer,{head},data.aggregation_version\n"
+    text += "".join(f"{line},4.1.0\n" for line in cells)
     (tmp_path / "r.csv").write_text(text)
     table = read_reductions(tmp_path / "r.csv", decals)
     assert votes(table) == {"smooth-or-featured-dr5_smooth": 30, "smooth-or-featured-dr5_featured-or-disk": 9,
@@ -601,8 +678,10 @@ def test_reductions_of_caesar_number_their_answers(tmp_path, decals):
     ("subject_id,task,data.smooth\n1,T0,\"__import__('os').system('x')\"\n", r"line 2: 'data.smooth' is \"__import__"),
     ("subject_id,task,data.smooth\n1,T0,0.5\n", "which is no count"),
                                            ("subject_id,task,smooth\n1,T0,1\n", "no column 'data.<answer>'"),
+    ("subject_id,task,data.aggregation_version\n1,T0,4.1.0\n", "no column 'data.<answer>'"),
     ("subject_id,task,data.cat\n1,T0,3\n", "reductions of another workflow"),
-    ("subject_id,task,reducer_key,data.smooth\n1,T0,a,3\n1,T0,b,3\n", r"keep the rows of one reducer \(a, b\)")])
+    *((f"subject_id,task,{key},data.smooth\n1,T0,a,3\n1,T0,b,3\n", r"keep the rows of one reducer \(a, b\)")
+      for key in ("reducer_key", "reducer"))])
 def test_reductions_that_are_none(tmp_path, decals, text, message):
     (tmp_path / "r.csv").write_text(text)
     with pytest.raises(InputError, match=message): read_reductions(tmp_path / "r.csv", decals)
