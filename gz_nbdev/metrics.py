@@ -98,7 +98,7 @@ def _true_or_false(label) -> np.ndarray:
                                      f"{blank.argmax()}: leave these galaxies out, of the scores too")
     truth = _truth(label)
     if (wrong := np.isnan(truth)).any():
-        raise InputError(f"the label in row {wrong.argmax()} is {label[wrong.argmax()]!r}: labels are true "
+        raise InputError(f"the label in row {wrong.argmax()} is {label.tolist()[wrong.argmax()]!r}: labels are true "
                          "or false, 1 or 0; of fractions make them by fraction >= .5")
     return truth == 1
 

@@ -975,7 +975,8 @@ def add_subjects(
     id_name: str = None,      # key of the metadata that names a subject; by default the first known one
 ) -> pd.DataFrame:            # votes, with the columns of `subjects` behind
     "The votes with what is known of their subjects"
-    notes = []
+    notes, twice = [], subjects.subject_id[subjects.subject_id.duplicated()]
+    if len(twice): raise InputError(f"The table of subjects has {twice.iloc[0]} more than once: keep one row of each")
     more = [c for c in subjects if c == "subject_id" or c not in votes]
     table = votes.merge(subjects[more], on="subject_id", how="left")
     unknown = int((~votes.subject_id.isin(subjects.subject_id)).sum())

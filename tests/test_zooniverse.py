@@ -649,6 +649,7 @@ def test_subjects_join_on_text(tmp_path, decals):
     assert "1 subject with votes not among the subjects" in said(joined)
     with pytest.raises(InputError, match="None of the 2 subjects with votes"):
         add_subjects(table, subjects.assign(subject_id=["a", "b"]))
+    with pytest.raises(InputError, match="has 0015 more than once"): add_subjects(table, pd.concat([subjects, subjects]))
 
 
 def test_reductions_zero_is_missing_and_names_are_slugs(tmp_path, decals):
