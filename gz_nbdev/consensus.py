@@ -28,7 +28,7 @@ from sklearn.decomposition import PCA
 
 from .schema import PALETTE, InputError, near_names
 from .catalog import FORMATS, _count, _layout, _read_rows, _shown, match_ids, read_table
-from .metrics import _expected_finds, _true_or_false, bootstrap, rank_weighted_score, ranking_metrics
+from .metrics import _as_scores, _expected_finds, _true_or_false, bootstrap, rank_weighted_score, ranking_metrics
 from .predict import _same_threads
 from .represent import _umap
 from .gan import weighted_score
@@ -729,7 +729,7 @@ def score_interest(
     "Does the machine find odd what people find interesting? Over the whole list, and in its head"
     interest, label = _interesting(interest, threshold)
     rows = {}
-    for name, score in scores.items():
+    for name, score in _as_scores(scores).items():
         row = ranking_metrics(label, score, n)
         listed = min(n, len(label))
         row |= dict(hits=round(row["precision"] * listed), listed=listed)

@@ -640,3 +640,8 @@ def test_real_scores(ww):
     sample = read_scores(root / "all_ww_data_sample.csv")
     score = weighted_score(sample.image_score, sample.feature_score)
     np.testing.assert_allclose(score, sample.anomaly_score, atol=1e-4)
+
+
+def test_text_among_the_scores_is_named():
+    scores = pd.DataFrame(dict(picture=["a", "b", "c"], odd=[.1, .2, .3]))
+    with pytest.raises(InputError, match="column 'picture' holds 'a' and so on, which are no scores"): score_interest(scores, [0., .6, 0.])
