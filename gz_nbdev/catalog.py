@@ -65,27 +65,32 @@ def _cells(lines, separator: str) -> tuple:   # texts; how many lines they stand
     return [cell for cell in cells if cell or separator != " "], reader.line_num
 
 # %% ../nbs/05_catalog.ipynb #5a1c0e82
+def _any_number(cells: list) -> bool: return any(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) for cell in cells)
+
 def _are_names(above: list, below: list) -> bool:
     "Whether the cells of a comment are the names of the columns, and those below it the first row"
     def names(cells): return any(_is_id(cell) or _is_file(cell) for cell in cells)
-    number = any(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) for cell in below)
-    return len(above) == len(below) and not names(below) and (names(above) or number)
+    return len(above) == len(below) and not names(below) and (names(above) or _any_number(below) and not _any_number(above))
 
 def _layout(path: Path) -> tuple:   # separator, names of the columns, how many lines stand above the first row
     "How a text table is laid out"
-    said, comment = "", None
+    said, comments = "", []
     with _open_text(path) as file:
         for above, line in enumerate(file):
             if match := re.fullmatch(r'"?sep=(.)"?[\r\n]*', line): said = match[1]
-            elif line.startswith("#"): comment = line[1:]
+            elif line.startswith("#"): comments.append(line[1:])
             elif line.strip(): break
         else: return ",", [], 0
     separator = said or _separator(line)
-    if comment and _are_names(names := _cells([comment], separator)[0], _cells([line], separator)[0]):
-        return separator, [names[0] or "#", *names[1:]], above
-    with _open_text(path) as file:
-        for _ in range(above): file.readline()
-        names, lines = _cells(file, separator)
+    below = _cells([line], separator)[0]
+    behind = [names for comment in comments if _are_names(names := _cells([comment], separator)[0], below)]
+    if behind:   # below them may stand units, or dashes: then those with an id are the names
+        names, lines = max(behind, key=lambda cells: sum(map(_is_id, cells))), 0
+        names = [names[0] or "#", *names[1:]]
+    else:
+        with _open_text(path) as file:
+            for _ in range(above): file.readline()
+            names, lines = _cells(file, separator)
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice: raise InputError(f"{path.name}: column {twice[0]!r} comes twice in the first line; rename one of the two")
     return separator, names, above + lines
@@ -100,9 +105,13 @@ def _open_rows(path: Path, above: int):
 def _read_rows(path: Path, layout: tuple, **options) -> pd.DataFrame:
     "The rows of a text table, as pandas reads them"
     separator, names, above = layout
-    with _open_rows(path, above) as file:
-        return pd.read_csv(file, sep=r"\s+" if separator == " " else separator, names=names, header=None,
-                           low_memory=False, keep_default_na=False, **options)
+    with _open_rows(path, above) as file, catch_warnings():
+        simplefilter("error", pd.errors.ParserWarning)   # that cells were cut off
+        try: return pd.read_csv(file, sep=r"\s+" if separator == " " else separator, names=names, header=None,
+                                index_col=False, low_memory=False, keep_default_na=False, **options)
+        except pd.errors.ParserWarning:
+            raise InputError(f"{path.name}: rows have more cells than the {len(names)} names in the first line "
+                             f"({', '.join(names[:4])}, ...): every row needs one cell a column") from None
 
 def _refuse_short_rows(path: Path, separator: str, names: list, above: int) -> None:
     "An error for the first row with fewer cells than there are columns; lines without text are no rows"
@@ -133,9 +142,6 @@ def _read_text(path: Path) -> pd.DataFrame:
         said = re.sub(r"in line (\d+)", lambda line: f"in line {int(line[1]) + above:,}", str(e))   # pandas counts rows
         raise InputError(f"{path.name} cannot be read as a table of text: {said}. Save it as CSV in UTF-8, one row a "
                          "galaxy, every row with as many cells as the first") from e
-    if not isinstance(table.index, pd.RangeIndex):
-        raise InputError(f"{path.name}: rows have more cells than the {len(names)} names in the first line "
-                         f"({', '.join(names[:4])}, ...): every row needs one cell a column")
     long = [c for c in table if table[c].dtype.kind == "f" and (table[c].abs() > 2**53).any()]
     if not long: return table
     cells = _read_rows(path, layout, dtype=str, usecols=long, na_values=blanks).apply(lambda cell: cell.str.strip())
@@ -241,7 +247,7 @@ def _read_astropy(path: Path, format: str) -> pd.DataFrame:
         except Exception as e:  # astropy raises many kinds for a damaged file
             raise InputError(f"{path.name} cannot be read as {format}: {type(e).__name__}: {e}") from e
     frame = _from_astropy(table)
-    if said: frame.attrs["chosen"] = said
+    if said: frame.attrs["said"] = [said]
     return frame
 
 # %% ../nbs/05_catalog.ipynb #e3e3293a
@@ -286,18 +292,20 @@ def read_table(
     for column in filter(_is_id, table.columns):
         if table[column].dtype.kind in "iuOT" or pd.api.types.is_string_dtype(table[column]):
             table[column] = pd.Series(_as_text(table[column]), index=table.index, dtype="str")
-    _refuse_float_ids(table, where)
-    return table
+    return _without_float_ids(table, where)
 
-def _refuse_float_ids(table: pd.DataFrame, where: str) -> None:
-    "An id that was a float is another galaxy's"
-    first = _known(table.columns, ID_NAMES)[:1]
-    for column in [*first, *filter(_is_id, table.columns)]:
-        if table[column].dtype.kind == "f" and (column in first or (table[column].abs() > 2**53).any()):
-            shown = ", ".join(f"{value:.17g}" for value in table[column][:3])
-            raise InputError(f"{where}: the ids in column {column!r} are floats ({shown}), which keep 16 digits: "
-                             "longer ids are others' by now. Read or save that column as text again "
-                             "(pandas: dtype=str, keep_default_na=False), or leave it out")
+def _without_float_ids(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    "An id that was a float is another galaxy's: an error in the column that names the galaxies, others are left out"
+    floats = [c for c in table if (_is_id(c) or str(c).lower() in ID_NAMES) and table[c].dtype.kind == "f"]
+    said = {c: f"the ids in column {c!r} are floats ({', '.join(f'{value:.17g}' for value in table[c][:3])}), which keep "
+               "16 digits: longer ids are others' by now" for c in floats}
+    if (first := _known(table.columns, ID_NAMES)[:1]) and first[0] in floats:
+        raise InputError(f"{where}: {said[first[0]]}. Read or save that column as text again "
+                         "(pandas: dtype=str, keep_default_na=False)")
+    lost = [c for c in floats if (table[c].abs() > 2**53).any()]
+    table = table.drop(columns=lost)
+    table.attrs["said"] = [*table.attrs.get("said", []), *(f"left out: {said[c]}" for c in lost)]
+    return table
 
 # %% ../nbs/05_catalog.ipynb #2b67a925
 def _need(table: pd.DataFrame, columns, which: str) -> None:
@@ -412,7 +420,7 @@ def _standard(
     notes=(),              # what a reader has to say
 ) -> pd.DataFrame:
     "The columns that the library works with first, the others after them; `attrs` says what was decided"
-    notes, skipped = [*filter(None, [table.attrs.get("chosen")]), *notes], table.attrs.get("skipped", [])
+    notes, skipped = [*table.attrs.get("said", []), *notes], table.attrs.get("skipped", [])
     table = _add_position(_add_files(_add_id(table, notes), root, notes), notes)
     schema = _find_schema(table.columns, notes)
     blank = _clean_votes(table, schema, notes) if schema else 0
@@ -610,7 +618,8 @@ def read_folder(
     "The pictures under a folder as a catalog, each named by its file"
     root = Path(root)
     if not root.is_dir(): raise InputError(f"There is no folder {str(root)!r}")
-    files = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
+    files = (p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
+    files = sorted(p for p in files if not any(part.startswith(".") for part in p.parts))   # hidden: some job's, half done
     odd = [p for p in files if re.search("[\ud800-\udfff]", str(p))]   # bytes that are no UTF-8
     if odd:
         warn(f"{_count(len(odd), 'picture')} under {str(root)!r} left out, whose names are not UTF-8, the first "

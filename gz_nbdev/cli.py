@@ -154,6 +154,14 @@ def _said(table):
         if note.startswith(("left out", "no label")): print(note)
     return table
 
+def _with_label(table, label: str) -> pd.DataFrame:
+    "The galaxies of a table that have a label, as 0 and 1"
+    blank = table[label].isna() | (table[label].astype(str).str.strip() == "")
+    if blank.all(): raise InputError(f"column {label!r} is blank for every galaxy: there are no labels")
+    if blank.any(): print(f"left out: {blank.sum():,} of {len(table):,} galaxies have no {label!r}")
+    table = table[~blank].reset_index(drop=True)
+    return table.assign(**{label: as_class(table[label], label)})
+
 def users_data(
     catalog,            # path of the user's table
     root,               # folder of the pictures
@@ -170,10 +178,10 @@ def users_data(
     tree = Schema.from_dict(tree) if isinstance(tree, dict) else tree
     if votes and tree is None: raise InputError(f"{catalog} has no vote columns that are known: name their campaign with --schema, or leave out --votes")
     tree = tree if votes else None
+    if label: table = _with_label(table, label)
     source = FolderImages(table, root)
     reports = [check_catalog(table, tree, label=label or None), check_images(source)]
     if any(report.errors for report in reports): raise InputError("\n".join(str(report) for report in reports if report.errors))
-    if label: table[label] = as_class(table[label], label)
     return TourData(_with_split(table, seed), source, tree, label or None, None, reports)
 
 # %% ../nbs/98_cli.ipynb #4a5444c2

@@ -681,6 +681,7 @@ def _sync(folder: Path) -> OSError | None:   # what the disk refused, if it did
 def _flush(folder: Path):
     "Bring a cache to the disk and leave a note of it; one that the disk refuses is taken away, for nobody to open"
     if not os.access(folder, os.W_OK): return   # one that may only be read is no harm without the note
+    refused = None
     try:
         with open(folder/"pixels.u8", "rb+") as f:
             refused = _sync(folder)
@@ -688,7 +689,7 @@ def _flush(folder: Path):
                 if not os.path.samestat(os.fstat(f.fileno()), (folder/"pixels.u8").stat()): return   # it was made anew
                 if refused: shutil.rmtree(folder, ignore_errors=True)
                 else: (folder/"flushed").touch()
-    except (FileNotFoundError, PermissionError): return   # it was deleted meanwhile, or is another user's
+    except OSError: pass   # it was deleted meanwhile, is another user's, or cannot be locked: then it has no note
     if refused: warn(f"The pixel cache {folder} did not reach the disk: {refused}. "
                      "The next job makes it anew: give it another cache_dir")
 
@@ -1122,7 +1123,8 @@ def _split_sides(catalog: pd.DataFrame) -> np.ndarray:
 
 def _sides(catalog: pd.DataFrame, valid: float, seed: int) -> np.ndarray:   # 0 trains, 1 validates, 2 neither
     "Who trains and who validates"
-    split = _split_sides(catalog) if "split" in catalog else None
+    known = "split" in catalog and ("is_valid" not in catalog or catalog["split"].isin(_SPLITS).any())   # or it parts something else
+    split = _split_sides(catalog) if known else None
     if "is_valid" in catalog:
         said = _truth(catalog["is_valid"])
         if (bad := np.isnan(said)).any():

@@ -63,7 +63,7 @@ def as_class(
     if (bad := np.isnan(truth)).any():
         shown = ", ".join(repr(v) for v in list(values[bad].unique()[:5]))
         raise InputError(f"column {name!r} must be 0 or 1 for every galaxy, but holds {shown}")
-    return pd.Series(truth.astype(int), values.index)
+    return pd.Series(truth.astype(int), values.index, name=values.name)
 
 def as_numbers(
     values,          # a column

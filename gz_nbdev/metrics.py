@@ -92,7 +92,7 @@ def confident_accuracy(
 def _true_or_false(label) -> np.ndarray:
     "Labels as bool: none blank, none between"
     label = np.asarray(label)
-    if label.dtype == bool: return label
+    if label.dtype.kind in "bui" and np.isin(label, (0, 1)).all(): return label.astype(bool)
     blank = pd.isna(label)
     if blank.any(): raise InputError(f"{blank.sum()} of {len(label)} labels are blank, the first in row "
                                      f"{blank.argmax()}: leave these galaxies out, of the scores too")

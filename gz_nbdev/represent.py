@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from .schema import PALETTE, InputError, near_names
 from .store import Store, _keys, _said_of_itself, atomic_write, features_array, features_column, keep_note, recall, sha256_file
-from .data import PixelCache, View, _text_ids, iter_batches
+from .data import View, _text_ids, iter_batches
 from .models import Weights, create_encoder, is_weights, load_weights
 from .predict import _everybody, _go_on, _progress, _same_threads, _side_by_side, _workers
 

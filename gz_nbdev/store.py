@@ -62,20 +62,25 @@ def atomic_write(
     return path
 
 # %% ../nbs/10_store.ipynb #5e0c7d12
+def _remove(folder: Path) -> None:
+    "Delete a folder, or the link in its place"
+    if folder.is_symlink(): folder.unlink()
+    else: shutil.rmtree(folder, ignore_errors=True)
+
 def _replace_folder(fresh: Path, folder: Path) -> None:
     "Give a finished folder of files its name, in the place of an older one"
     for file in fresh.iterdir():
         with open(file, "rb+") as f: os.fsync(f.fileno())
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         folder.rename(old)
     try: fresh.rename(folder)
     except BaseException:
         if old.exists(): old.rename(folder)
         raise
     _sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 # %% ../nbs/10_store.ipynb #9b8dbd4f
 def note_file(
@@ -269,12 +274,14 @@ def _refuse_text(path: Path, table, xml: bool) -> None:
     for field in table.schema:
         if not xml and not field.name.isascii():
             raise InputError(f"{path.name}: FITS takes names of ASCII alone, not column {field.name!r}: rename it, or write parquet")
-        if not pa.types.is_string(field.type): continue
+        column = table[field.name]
+        if pa.types.is_dictionary(field.type): column = column.cast(field.type.value_type)
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)): continue
         blanks = r"|^\s|\s$" if xml else r"|\s$"   # at its ends
         lost = _LOST[xml] + blanks * (field.name == "id_str")
-        row = index(match_substring_regex(table[field.name], lost), True).as_py()
+        row = index(match_substring_regex(column, lost), True).as_py()
         if row >= 0:
-            raise InputError(f"{path.name} would not give back {table[field.name][row].as_py()!r} in column {field.name!r}, "
+            raise InputError(f"{path.name} would not give back {column[row].as_py()!r} in column {field.name!r}, "
                              f"row {row}: mend it, or write parquet")
 
 WRITERS = {".csv": _as_csv, ".fits": _as_fits, ".fit": _as_fits, ".vot": _as_votable, ".votable": _as_votable,

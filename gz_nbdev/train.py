@@ -64,7 +64,7 @@ class FractionError(Metric):
                  schema: Schema,      # the decision tree
                  min_asked: int = 5,  # fewer answers make a fraction that is mostly noise
                  ):
-        self.loss, self.min_asked = DirichletMultinomialLoss(schema), min_asked
+        self.loss, self.min_asked, self.__name__ = DirichletMultinomialLoss(schema), min_asked, "fraction_error"
         self.reset()
     def sums(self, output, votes) -> tuple:
         "Sum of the errors, and over how many fractions"

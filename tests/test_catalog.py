@@ -223,13 +223,39 @@ def test_large_numbers_that_are_not_whole_stay_numbers(tmp_path):
     assert read.whole.tolist() == [*map(int, LONG), 7]
 
 
-def test_floats_in_a_second_column_of_ids():
-    table = pd.DataFrame({"iauname": ["J1", "J2"], "objid": [float(A), float(B)]})
-    with pytest.raises(InputError, match="'objid' are floats"):
-        read_table(table)
-    with pytest.raises(InputError, match="'TARGETID' are floats"):
-        read_table(table.rename(columns={"objid": "TARGETID"}))
-    assert read_catalog(table.assign(objid=[1.0, np.nan])).id_str.tolist() == ["J1", "J2"]  # of few digits none is lost
+@pytest.mark.parametrize("name", ["objid", "TARGETID"])
+def test_floats_in_a_second_column_of_ids(name):
+    "They have lost digits, so they are left out; the galaxies are still named"
+    read = read_catalog(pd.DataFrame({"iauname": ["J1", "J2"], name: [float(A), float(B)]}))
+    assert read.id_str.tolist() == ["J1", "J2"] and name not in read
+    loud = [f.what for f in check_catalog(read).findings if f.severity == "warning"]
+    assert any(what.startswith(f"left out: the ids in column '{name}' are floats") for what in loud)
+    assert name in read_catalog(pd.DataFrame({"iauname": ["J1", "J2"], name: [1.0, np.nan]}))  # of few digits none is lost
+
+
+@pytest.mark.parametrize("rows", ["1,151,3,1,\n2,152,4,0,\n3,153,5,1,\n", "1,2,3,4,5\n6,7,8,9\n", "1,2,3,4\n5,6,7,8,9\n"])
+def test_a_cell_too_many_is_no_index(tmp_path, rows):
+    with pytest.raises(InputError, match="rows have more cells than the 4 names|cannot be read as a table of text"):
+        read_catalog(write(tmp_path / "t.csv", f"subject_id,ra,dec,ring\n{rows}"))
+
+
+@pytest.mark.parametrize("more", ["# made 2020\n", "#----------\n", "#\n", "# ,deg,deg\n"])
+def test_lines_between_names_behind_a_hash_and_the_rows(tmp_path, more):
+    separator = "," if "," in more else " "
+    rows = "\n".join(separator.join(row) for row in (("J1", "2", "3"), ("J4", "5", "6")))
+    read = read_catalog(write(tmp_path / "t.csv", f"# id{separator}ra{separator}dec\n{more}{rows}\n"))
+    assert read.id_str.tolist() == ["J1", "J4"] and read.ra.tolist() == [2, 5]
+
+
+def test_names_that_come_twice_behind_a_hash(tmp_path):
+    with pytest.raises(InputError, match="column 'ra' comes twice"): read_table(write(tmp_path / "t.csv", "#id,ra,ra\n1,2,3\n"))
+
+
+def test_hidden_folders_hold_no_galaxies(tmp_path):
+    for name in ("a.jpg", ".new-x7/b.jpg", ".hidden.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert read_folder(tmp_path).id_str.tolist() == ["a"]
 
 
 @pytest.mark.parametrize("name", ["file_loc", "filename"])

@@ -209,3 +209,10 @@ def test_who_defines_what_is_normal_is_not_listed_below_others(known):
     trains = table.nlargest(50, "anomaly_score").id_str.map(catalog.set_index("id_str").split) == "train"
     assert (report is None) != known
     assert trains.sum() > 12 or known
+
+
+def test_galaxies_without_a_label_are_left_out_and_said(capsys):
+    table = pd.DataFrame(dict(id_str=list("abcd"), ring=[1, None, 0, None]))
+    assert cli._with_label(table, "ring").ring.tolist() == [1, 0]
+    assert "left out: 2 of 4 galaxies have no 'ring'" in capsys.readouterr().out
+    with pytest.raises(InputError, match="blank for every galaxy"): cli._with_label(table.assign(ring=""), "ring")

@@ -1293,6 +1293,24 @@ def test_test_galaxies_never_train():
         data._sides(table.assign(is_valid=True), .2, 0)
 
 
+def test_a_split_into_something_else_does_not_matter_where_is_valid_says_it():
+    table = pd.DataFrame(dict(id_str=list("abcd"), split=["decals", "sdss"] * 2, is_valid=[0, 1, 0, 1]))
+    assert data._sides(table, .2, 0).tolist() == [0, 1, 0, 1]
+    with pytest.raises(InputError, match="Column 'split' has 'decals'"): data._sides(table.drop(columns="is_valid"), .2, 0)
+
+
+def test_a_disk_that_refuses_without_a_lock_is_still_said(survey, tmp_path, monkeypatch):
+    cache = load_pixels(survey, VIEW, tmp_path / "c", progress=False)
+    wait_for_disk(cache)
+    (cache.folder / "flushed").unlink()
+    def broken(fd): raise OSError(122, "Disk quota exceeded")
+    def no_lock(path): raise IsADirectoryError(21, "Is a directory")
+    monkeypatch.setattr(data.os, "fsync", broken)
+    monkeypatch.setattr(data, "FileLock", no_lock)
+    with pytest.warns(UserWarning, match="did not reach the disk: .*quota"): data._flush(cache.folder)
+    assert not (cache.folder / "flushed").exists()
+
+
 @pytest.mark.parametrize("blank, rest", [("", r"catalog\[catalog\['kind'\].str.strip\(\) != ''\]"), (None, r"catalog.dropna\(subset=\['kind'\]\)")])
 def test_blank_is_no_class(blank, rest):
     table = pd.DataFrame(dict(id_str=list("abcd"), kind=["ring", blank, "smooth", blank]))

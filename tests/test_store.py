@@ -880,3 +880,21 @@ def test_offline_names_the_file_and_the_page(zenodo, tmp_path, monkeypatch, name
     assert from_zenodo(tmp_path).exists() and asked == ["https://zenodo.org/api/records/4573248"]   # verified, not fetched
     monkeypatch.setenv(name, "1")
     assert from_zenodo(tmp_path).exists()
+
+
+def test_a_folder_that_is_a_link_is_replaced_more_than_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("kept")
+    (tmp_path / "index").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    for text in "ab":
+        (tmp_path / "fresh").mkdir()
+        (tmp_path / "fresh" / "numbers").write_text(text)
+        store_module._replace_folder(tmp_path / "fresh", tmp_path / "index")
+    assert (tmp_path / "index" / "numbers").read_text() == "b" and (tmp_path / "elsewhere" / "mine").read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "index"]
+
+
+@pytest.mark.parametrize("kind", ["category", "large"])
+def test_text_of_every_kind_is_looked_at(tmp_path, kind):
+    text = pd.Categorical(["x\x01", "y"]) if kind == "category" else pd.array(["x\x01", "y"], pd.ArrowDtype(pa.large_string()))
+    with pytest.raises(InputError, match="would not give back"): write_table(tmp_path / "b.vot", pd.DataFrame(dict(id_str=["a", "b"], k=text)))
