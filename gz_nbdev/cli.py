@@ -907,7 +907,8 @@ def _say_figures(figures, values, numbers, tune):
     print(f"{len(values):,} labels{share}. {'Before tuning, judged' if tune else 'Judged'} by models that did not see them:")
     beside = {"calibration error": "if perfect", "mean absolute error": "guessing the mean", "R2": "guessing the mean"}
     for name, row in figures.iterrows():
-        print(f"{name}: {row.value:.3f} ({row.lower90:.3f} to {row.upper90:.3f}), {beside.get(name, 'chance')} {row.reference:.3f}")
+        interval = f" ({row.lower90:.3f} to {row.upper90:.3f})" if np.isfinite(row.lower90) else ""
+        print(f"{name}: {row.value:.3f}{interval}, {beside.get(name, 'chance')} {row.reference:.3f}")
 
 def _judged(features, values, numbers, seed, blind, tune) -> dict:   # by name
     "Cross-validated figures, of as many folds as the labels allow"

@@ -390,15 +390,15 @@ def class_figures(
     labels,          # (galaxies,) true for the class
     probability,     # (galaxies,), or (repeats, galaxies) from `cross_validate`
     seed: int = 0,   # of the resampling
-) -> pd.DataFrame:   # a row a figure: value, lower90, upper90, `reference` (that of chance, or of perfect calibration)
+) -> pd.DataFrame:   # a row a figure: value, lower90, upper90 (NaN for calibration), `reference` (of chance, or of a perfect model)
     "How well a class is found: accuracy, ROC AUC, average precision, calibration error"
     labels, p = as_class(np.asarray(labels), "labels").to_numpy(), np.atleast_2d(probability)
     share, perfect = labels.mean(), np.mean([perfect_calibration(one)[0] for one in p])
     asked = (("accuracy", _over_repeats(accuracy_score, .5), max(share, 1 - share)),
              ("ROC AUC", _over_repeats(roc_auc_score), .5),
-             ("average precision", _over_repeats(average_precision_score), share),
-             ("calibration error", _over_repeats(calibration_error), perfect))
+             ("average precision", _over_repeats(average_precision_score), share))
     rows = {name: (*bootstrap(metric, labels, *p, seed=seed), reference) for name, metric, reference in asked}
+    rows["calibration error"] = _over_repeats(calibration_error)(labels, *p), np.nan, np.nan, perfect
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "lower90", "upper90", "reference"])
 
 def column_figures(
