@@ -72,6 +72,12 @@ def _are_names(above: list, below: list) -> bool:
     def names(cells): return any(_is_id(cell) or _is_file(cell) for cell in cells)
     return len(above) == len(below) and not names(below) and (names(above) or _any_number(below) and not _any_number(above))
 
+def _open_rows(path: Path, above: int):
+    "The file, below so many lines"
+    file = _open_text(path)
+    for _ in range(above): file.readline()
+    return file
+
 def _layout(path: Path) -> tuple:   # separator, names of the columns, how many lines stand above the first row
     "How a text table is laid out"
     said, comments = "", []
@@ -88,20 +94,12 @@ def _layout(path: Path) -> tuple:   # separator, names of the columns, how many 
         names, lines = max(behind, key=lambda cells: sum(map(_is_id, cells))), 0
         names = [names[0] or "#", *names[1:]]
     else:
-        with _open_text(path) as file:
-            for _ in range(above): file.readline()
-            names, lines = _cells(file, separator)
+        with _open_rows(path, above) as file: names, lines = _cells(file, separator)
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice: raise InputError(f"{path.name}: column {twice[0]!r} comes twice in the first line; rename one of the two")
     return separator, names, above + lines
 
 # %% ../nbs/05_catalog.ipynb #b3e72dc1
-def _open_rows(path: Path, above: int):
-    "The file, from its first row on"
-    file = _open_text(path)
-    for _ in range(above): file.readline()
-    return file
-
 def _read_rows(path: Path, layout: tuple, **options) -> pd.DataFrame:
     "The rows of a text table, as pandas reads them"
     separator, names, above = layout
@@ -898,6 +896,8 @@ def match_sky(
     return pd.concat([left, right, pairs[["separation"]].reset_index(drop=True)], axis=1)
 
 # %% ../nbs/05_catalog.ipynb #dd83d292
+def _blank(values: pd.Series) -> pd.Series: return values.isna() | (values.astype("str").str.strip() == "")
+
 def match_ids(
     a: pd.DataFrame,       # with `id_str`
     b: pd.DataFrame,       # with `id_str`
@@ -907,7 +907,7 @@ def match_ids(
         _need(table, ("id_str",), which)
         if pd.api.types.is_numeric_dtype(table.id_str):
             raise InputError(f"The ids of the {which} table are numbers: read it with read_table, which keeps text")
-        blank = (table.id_str.fillna("").astype("str").str.strip() == "").to_numpy()
+        blank = _blank(table.id_str).to_numpy()
         if blank.any():
             raise InputError(f"{_count(int(blank.sum()), 'row')} of the {which} table without an id: row {blank.argmax()}. "
                              "Two of them are not one galaxy: give each its id, or drop them")
@@ -953,7 +953,8 @@ def _check_schema(catalog: pd.DataFrame, schema: Schema) -> list:
     return [Finding("error", f"{len(missing)} of the {len(schema.columns)} vote columns of {schema.name!r} are missing",
                     len(missing), _shown(missing), f"For {missing[0]!r}, {near_names(missing[0], catalog.columns)}")]
 
-_LOUD = ("votes not used", "left out", "no label")   # so begins what reading has to say that should be looked at
+_LEFT_OUT = ("left out", "no label")   # so begins what reading says of galaxies and columns that do not count
+_LOUD = ("votes not used", *_LEFT_OUT)   # and what should be looked at
 
 def _check_rest(catalog: pd.DataFrame, used: set) -> list:
     "What reading had to say, columns that nothing uses, and files outside their folder"

@@ -33,7 +33,7 @@ from sklearn.preprocessing import StandardScaler
 
 import gz_nbdev
 from .schema import InputError, Schema, get_schema, near_names
-from .catalog import check_catalog, read_catalog, read_folder, read_table, split_catalog
+from .catalog import _LEFT_OUT, _blank, check_catalog, read_catalog, read_folder, read_table, split_catalog
 from .store import Store, atomic_write, write_parquet, write_table
 from .simulate import draw_galaxies, simulate_survey, vote_model
 from .data import _INNER, _sides, FolderImages, ParquetImages, View, check_images, load_hub, load_pixels
@@ -151,12 +151,12 @@ def simulated_data(
 def _said(table):
     "The table, after the screen has been told which galaxies reading left out or without a label"
     for note in table.attrs["notes"]:
-        if note.startswith(("left out", "no label")): print(note)
+        if note.startswith(_LEFT_OUT): print(note)
     return table
 
 def _with_label(table, label: str) -> pd.DataFrame:
     "The galaxies of a table that have a label, as 0 and 1"
-    blank = table[label].isna() | (table[label].astype(str).str.strip() == "")
+    blank = _blank(table[label])
     if blank.all(): raise InputError(f"column {label!r} is blank for every galaxy: there are no labels")
     if blank.any(): print(f"left out: {blank.sum():,} of {len(table):,} galaxies have no {label!r}")
     table = table[~blank].reset_index(drop=True)
@@ -895,11 +895,11 @@ def _labelled(table, failures, marked, column, numbers) -> tuple:   # rows of th
     return *match_labels(ids, marked[~lost], column, numbers), ids, features
 
 # %% ../nbs/98_cli.ipynb #fc57f4d4
-def _what_to_learn(tune, numbers, **least):
-    "Options that do not go together"
+def _what_to_learn(tune, numbers, background, top, epochs):
+    "Options that do not go together, or are too small"
     if tune and numbers: raise InputError("--tune teaches a class: leave out --numbers")
-    if least["background"][0] and (tune or numbers): raise InputError("--background is for a class, without --tune: leave it out")
-    _at_least(**least)
+    if background and (tune or numbers): raise InputError("--background is for a class, without --tune: leave it out")
+    _at_least(background=(background, 0), top=(top, 0), epochs=(epochs, 1))
 
 def _say_figures(figures, values, numbers, tune):
     "Each figure on a line, beside what is no achievement"
@@ -967,7 +967,7 @@ def gz_finetune(
 ):
     "Find a class from a few dozen labels: a classifier, how good it is, and the whole survey ranked"
     device, path = _device(device), Path(out) / f"found.{_named(form, _FORMS, '--form')}"
-    _what_to_learn(tune, numbers, background=(background, 0), top=(top, 0), epochs=(epochs, 1))
+    _what_to_learn(tune, numbers, background, top, epochs)
     galaxies, source = _galaxies(catalog, root, split, table, tune)
     marked, column = _labels(labels, galaxies, label, above, below, cuts, schema)
     network = load_weights(weights) if tune or not table else None

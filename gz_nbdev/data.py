@@ -58,10 +58,10 @@ from plum import dispatch
 from torch import Tensor
 
 # %% ../nbs/20_data.ipynb #b296574d
-from .catalog import ID_NAMES, Finding, Report, _truth, read_catalog, split_catalog
+from .catalog import ID_NAMES, Finding, Report, _blank, _truth, read_catalog, split_catalog
 from .schema import PALETTE, InputError, Schema, get_schema, near_names
 from .simulate import compose_decals
-from .store import atomic_write, offline
+from .store import _sync_file, atomic_write, offline
 
 # %% ../nbs/20_data.ipynb #c49e11de
 @dataclass(frozen=True)
@@ -673,8 +673,7 @@ def _lock(folder: Path) -> FileLock:   # whoever holds it is the only one, in an
 def _sync(folder: Path) -> OSError | None:   # what the disk refused, if it did
     "Wait until the disk has every file of a cache"
     try:
-        for file in filter(Path.is_file, sorted(folder.iterdir())):
-            with open(file, "rb+") as f: os.fsync(f.fileno())
+        for file in filter(Path.is_file, sorted(folder.iterdir())): _sync_file(file)
     except (FileNotFoundError, PermissionError): raise
     except OSError as e: return e
 
@@ -959,8 +958,7 @@ def _label_targets(catalog: pd.DataFrame, label: str):   # (rows,) int64 and the
     "Classes of whole numbers or text as their place in a sorted list; other numbers as they are"
     _need_columns(catalog, [label], "The catalog")
     values = catalog[label]
-    blank = values.isna() | (values.astype(str).str.strip() == "")
-    if blank.any():
+    if (blank := _blank(values)).any():
         rest = f"catalog.dropna(subset=[{label!r}])" if values.isna().any() else f"catalog[catalog[{label!r}].str.strip() != '']"
         raise InputError(f"{blank.sum():,} of {len(values):,} galaxies have no {label!r} ({catalog['id_str'][blank].iloc[0]!r} "
                          f"and on): leave them out, {rest}")

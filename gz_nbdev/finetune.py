@@ -42,7 +42,7 @@ from sklearn.preprocessing import StandardScaler
 
 # %% ../nbs/65_finetune.ipynb #06d63b14
 import gz_nbdev
-from .schema import PALETTE, InputError, get_schema, near_names
+from .schema import PALETTE, InputError, Schema, get_schema, near_names
 from .store import atomic_write, sha256_file
 from .data import (ImageError, PixelCache, View, _counts, _sides, _text_ids, _truth, decode, galaxy_dls, image_grid,
                            iter_batches, load_pixels)
@@ -88,12 +88,10 @@ def vote_fraction(
     "The share of volunteers that gave an answer"
     if column not in table: raise InputError(f"no column {column!r}: {near_names(column, list(table.columns))}")
     schema = table.attrs.get("schema") if schema is None else schema
-    tree = get_schema(schema) if isinstance(schema, str) else schema
-    questions = (tree["questions"] if isinstance(tree, dict) else tree.to_dict()["questions"]) if tree else []
-    for q in questions:
-        columns = [f"{q['name']}_{answer}" for answer in q["answers"]]
-        if column in columns:
-            votes = pd.DataFrame(_counts(table, columns, tree["name"] if isinstance(tree, dict) else tree.name), table.index, columns)
+    tree = Schema.from_dict(schema) if isinstance(schema, dict) else None if schema is None else get_schema(schema)
+    for q in () if tree is None else tree.questions:
+        if column in q.columns:
+            votes = pd.DataFrame(_counts(table, q.columns, tree.name), table.index, q.columns)
             asked = votes.sum(axis=1)
             return votes[column].div(asked.where(asked >= max(min_asked, 1)))
     values = as_numbers(table[column].where(table[column].notna(), 0), column).where(table[column].notna())

@@ -400,8 +400,8 @@ def load_gan(
 # %% ../nbs/70_gan.ipynb #97fbe092
 def _gan_pixels(source, view: View, out: Path, bs: int, progress: bool) -> PixelCache:
     "The pictures that a GAN is trained on, if it can be"
-    if isinstance(source, PixelCache): _same_pixels(source.view, view)
     pixels = source if isinstance(source, PixelCache) else load_pixels(source, view, out / "cache", progress=progress)
+    _same_pixels(pixels.view, view)
     if len(pixels) < 2 * bs:
         raise InputError(f"{len(pixels)} pictures can be used ({len(pixels.failures)} cannot be read): a GAN needs at least "
                          f"{2 * bs}, and some thousands to draw well")

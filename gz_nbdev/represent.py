@@ -36,7 +36,7 @@ from sklearn.decomposition import IncrementalPCA
 from torch import Tensor, nn
 
 from .schema import PALETTE, InputError, near_names
-from .store import Store, _keys, _said_of_itself, atomic_write, features_array, features_column, keep_note, recall, sha256_file
+from .store import Store, _keys, _said_of_itself, _sync_file, atomic_write, features_array, keep_note, recall, sha256_file
 from .data import View, _text_ids, iter_batches
 from .models import Weights, create_encoder, is_weights, load_weights
 from .predict import _everybody, _go_on, _progress, _same_threads, _side_by_side, _workers
@@ -461,7 +461,7 @@ def _whole_file(path: Path):
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield hidden
-        with open(hidden, "rb+") as file: os.fsync(file.fileno())
+        _sync_file(hidden)
         os.replace(hidden, path)
     except OSError as e:
         raise InputError(f"{path} cannot be written: {e.strerror or e}. What was there before is whole") from e

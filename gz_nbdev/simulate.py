@@ -24,7 +24,7 @@ from torch import Tensor
 
 # %% ../nbs/15_simulate.ipynb #f50be07f
 from .schema import InputError, Schema, get_schema, near_names
-from .store import _as_meta, _sync_folder, read_meta, write_parquet
+from .store import _as_meta, _sync_file, _sync_folder, read_meta, write_parquet
 
 # %% ../nbs/15_simulate.ipynb #4ceb9187
 def _asinh(x):
@@ -986,8 +986,7 @@ def _to_disk(pictures, paths, root):
             hidden = [Path(folder) / path.name for path in paths]
             for picture, file in zip(pictures, hidden):
                 Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=90)
-            for file in hidden:
-                with open(file, "rb+") as f: os.fsync(f.fileno())
+            for file in hidden: _sync_file(file)
             for file, path in zip(hidden, paths): file.replace(path)
         for folder in {path.parent for path in paths}: _sync_folder(folder)
     except OSError as error:

@@ -41,6 +41,10 @@ def _sync_folder(folder: Path) -> None:
     try: os.fsync(handle)
     finally: os.close(handle)
 
+def _sync_file(path: Path) -> None:
+    "Force a file that was written to disk"
+    with open(path, "rb+") as file: os.fsync(file.fileno())
+
 def atomic_write(
     path,        # where the file should be
     content,     # bytes or text (UTF-8), all of it
@@ -69,8 +73,7 @@ def _remove(folder: Path) -> None:
 
 def _replace_folder(fresh: Path, folder: Path) -> None:
     "Give a finished folder of files its name, in the place of an older one"
-    for file in fresh.iterdir():
-        with open(file, "rb+") as f: os.fsync(f.fileno())
+    for file in fresh.iterdir(): _sync_file(file)
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         _remove(old)
@@ -222,15 +225,18 @@ def _widened(column, unsigned: bool):
     except pa.ArrowInvalid: return column.cast(pa.string())
 
 # %% ../nbs/10_store.ipynb #5a1c0e93
+def _decoded(table):
+    "An arrow table with the values of its categories"
+    import pyarrow as pa
+    return table.cast(pa.schema([f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema]))
+
 def _as_astropy(table, ascii_only: bool):
     "An arrow table as an astropy one: text without gaps, missing whole numbers masked, missing other numbers NaN"
     import pyarrow as pa
     from astropy.table import MaskedColumn, Table
     out = Table()
     for field in table.schema:
-        column = table[field.name]
-        if pa.types.is_dictionary(field.type): column = column.cast(field.type.value_type)
-        column = _widened(column, unsigned=ascii_only)   # FITS has unsigned numbers, VOTable has not
+        column = _widened(table[field.name], unsigned=ascii_only)   # FITS has unsigned numbers, VOTable has not
         kind = column.type
         if pa.types.is_boolean(kind) and column.null_count: column, kind = column.cast(pa.float64()), pa.float64()
         if pa.types.is_integer(kind):
@@ -275,7 +281,6 @@ def _refuse_text(path: Path, table, xml: bool) -> None:
         if not xml and not field.name.isascii():
             raise InputError(f"{path.name}: FITS takes names of ASCII alone, not column {field.name!r}: rename it, or write parquet")
         column = table[field.name]
-        if pa.types.is_dictionary(field.type): column = column.cast(field.type.value_type)
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)): continue
         blanks = r"|^\s|\s$" if xml else r"|\s$"   # at its ends
         lost = _LOST[xml] + blanks * (field.name == "id_str")
@@ -303,7 +308,7 @@ def write_table(
     many = [field.name for field in table.schema if not _one_value(field.type)]
     if many: raise InputError(f"{path.name} holds one value a cell, and {many[0]!r} has more: leave it out, or write "
                               "parquet")
-    writer = WRITERS[path.suffix.lower()]
+    table, writer = _decoded(table), WRITERS[path.suffix.lower()]
     if writer is not _as_csv: _refuse_text(path, table, xml=writer is _as_votable)
     return atomic_write(path, writer(table, json.dumps(meta)))
 
@@ -708,8 +713,8 @@ def expect(
     input_ids,     # everybody who should be in the store at the end: sequence of text
 ) -> None:
     "`InputError` if galaxies were written that are not in the input; asked before the work, since `finish` comes too late"
-    input_ids = list(input_ids)
-    if np.isin(self._known_keys(), _keys(input_ids)).all(): return
+    input_ids, known = list(input_ids), self._known_keys()
+    if not len(known) or np.isin(known, _keys(input_ids)).all(): return
     written = pd.Index([i for table in self.tables(["id_str"]) for i in table["id_str"].to_pylist()])
     _refuse_foreign(self, written.difference(input_ids, sort=False))
 
